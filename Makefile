@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all a fresh machine needs: each makes the virtual environment where it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types contract format venv
+
+help:  ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(STAMP)  ## synthesise a product, learn it, serve it, score two parts; ARGS=--no-serve to end there
+	$(BIN)/plumbline demo $(ARGS)
+
+test: check  ## everything CI runs: the checks below, then the tests; ARGS goes to pytest
+	$(BIN)/pytest -rs $(ARGS)
+
+check: lint types contract  ## all checks that run no test
+
+lint: $(STAMP)  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy, strict
+	$(BIN)/mypy
+
+contract: $(STAMP)  ## which room may import which
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+venv: $(STAMP)  ## only make the virtual environment
+
+# Written last, so that an interrupted install is begun again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Plumbline needs Python 3.11 or newer; name one: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,239 @@
+"""``Detector``: encoder, density, heatmap and calibration composed; one image in, scores, verdict and regions out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.artifact import ArtifactError, Manifest, verify, write_manifest
+from models.calibration import Calibration, OperatingPoint
+from models.densities import KernelDensity, KernelDensityConfiguration
+from models.device import resolve_device
+from models.encoders import DensePatchConfiguration, Encoder, EncoderConfiguration, create_encoder
+from models.geometry import ScanGeometry
+from models.heatmap import DEFAULT_SIGMA, GaussianUpsampler, image_scores
+from models.images import Placement, ResizeMode, place_image
+from models.prediction import Prediction, Verdict
+from models.regions import find_regions, peak_region
+
+ENCODER_FILE = "encoder.safetensors"
+CALIBRATION_FILE = "calibration.safetensors"
+
+
+class DetectorConfiguration(BaseModel):
+    """What a detector is made of, but for what it learns.
+
+    Attributes:
+        resize: how an image that is not square becomes one.
+        sigma: standard deviation of the heatmap's Gaussian, in pixels of the detector's input.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    geometry: ScanGeometry = ScanGeometry()
+    encoder: EncoderConfiguration = DensePatchConfiguration()
+    density: KernelDensityConfiguration = KernelDensityConfiguration()
+    resize: ResizeMode = "squash"
+    sigma: float = Field(default=DEFAULT_SIGMA, ge=2)
+
+
+class Learned(BaseModel):
+    """The numbers a detector has learned that are not arrays; kept in the manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gamma: float = Field(gt=0)
+    operating_point: OperatingPoint
+
+
+class Scan:
+    """The half of a detector that learns: images to score maps and anomaly maps, before any calibration.
+
+    Args:
+        configuration: what it is made of.
+        encoder: trained; put into evaluation mode.
+        density: fitted on the encoder's embeddings.
+        device: where all of it runs.
+    """
+
+    def __init__(
+        self, configuration: DetectorConfiguration, encoder: Encoder, density: KernelDensity, device: torch.device
+    ) -> None:
+        self.configuration = configuration
+        self.encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
+        self.density = density
+        self.device = device
+        self._upsample = GaussianUpsampler(configuration.geometry, configuration.sigma, device)
+
+    @torch.inference_mode()
+    def embed(self, images: NDArray[np.uint8]) -> Tensor:
+        """Every window's embedding: (B, S, S, 3) -> (B, h, w, D) unit-norm, on the device."""
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255  # (B, 3, S, S)
+        embeddings: Tensor = self.encoder(pixels)
+        return embeddings.permute(0, 2, 3, 1)
+
+    @torch.inference_mode()
+    def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Score maps (B, h, w) and anomaly maps (B, S, S) of inputs (B, S, S, 3); higher is more anomalous."""
+        embeddings = self.embed(images)
+        density = self.density.score_samples(embeddings.flatten(0, 2))
+        scores = -torch.from_numpy(density).view(embeddings.shape[:3])
+        return scores.numpy(), self._upsample(scores.to(self.device)).cpu().numpy()
+
+
+class Detector:
+    """A category's trained detector.
+
+    Args:
+        category: the product it inspects.
+        scan: images to maps.
+        calibration: scores of good images that touched nothing else.
+        operating_point: where it decides; the calibration's default if None.
+        data_fingerprint: SHA-256 of the training images.
+        training: how it was made, for the record.
+    """
+
+    def __init__(
+        self,
+        category: str,
+        scan: Scan,
+        calibration: Calibration,
+        operating_point: OperatingPoint | None = None,
+        *,
+        data_fingerprint: str,
+        training: dict[str, Any] | None = None,
+    ) -> None:
+        self.category = category
+        self.scan = scan
+        self.calibration = calibration
+        self.operating_point = operating_point or calibration.operating_point()
+        self.data_fingerprint = data_fingerprint
+        self.training = training or {}
+        self.manifest: Manifest | None = None
+
+    @property
+    def version(self) -> int | None:
+        """The published version this detector was loaded from; None before."""
+        return self.manifest.version if self.manifest else None
+
+    @property
+    def geometry(self) -> ScanGeometry:
+        """The scan's geometry."""
+        return self.scan.configuration.geometry
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """Score images.
+
+        Args:
+            images: each (H, W, 3) uint8 RGB, of any size, as ``decode_image`` gives it.
+
+        Returns:
+            One prediction an image, in their order.
+        """
+        if not images:
+            return []
+        configuration = self.scan.configuration
+        placed = [place_image(image, configuration.geometry.image_size, configuration.resize) for image in images]
+        score_maps, anomaly_maps = self.scan.maps(np.stack([pixels for pixels, _ in placed]))
+        return [
+            self._judge(score_map, anomaly_map, placement)
+            for score_map, anomaly_map, (_, placement) in zip(score_maps, anomaly_maps, placed, strict=True)
+        ]
+
+    def description(self) -> dict[str, Any]:
+        """The facts of this detector, ready for JSON."""
+        rate = self.operating_point.false_reject_rate
+        return {
+            "category": self.category,
+            "version": self.version,
+            "created": self.manifest.created.isoformat() if self.manifest else None,
+            "configuration": self.scan.configuration.model_dump(mode="json"),
+            "embedding_dimension": self.scan.encoder.dimension,
+            "bank_size": len(self.scan.density),
+            "gamma": self.scan.density.gamma,
+            "calibration_images": len(self.calibration),
+            "operating_point": self.operating_point.model_dump(mode="json"),
+            "false_reject_rate_interval": self.calibration.rate_interval(rate),
+            "device": str(self.scan.device),
+            "data_fingerprint": self.data_fingerprint,
+            "training": self.training,
+        }
+
+    def save(self, folder: Path, version: int | None = None) -> None:
+        """Write the artifact into ``folder``, which exists and is empty."""
+        state = {name: tensor.cpu().contiguous() for name, tensor in self.scan.encoder.state_dict().items()}
+        save_file(state, folder / ENCODER_FILE)
+        self.scan.density.save(folder)
+        scores = {"image_scores": self.calibration.image_scores, "map_maxima": self.calibration.map_maxima}
+        save_arrays(scores, folder / CALIBRATION_FILE)
+        learned = Learned(gamma=self.scan.density.gamma, operating_point=self.operating_point)
+        write_manifest(
+            folder,
+            category=self.category,
+            version=version,
+            configuration={
+                "detector": self.scan.configuration.model_dump(mode="json"),
+                "learned": learned.model_dump(mode="json"),
+                "training": self.training,
+            },
+            geometry=self.geometry,
+            data_fingerprint=self.data_fingerprint,
+        )
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto") -> Self:
+        """The detector that ``save`` wrote, every file checked against its SHA-256.
+
+        Raises:
+            ArtifactError: if a file is missing, altered, or not what this build reads.
+            DeviceError: if the device is not there.
+        """
+        manifest = verify(folder)
+        target = resolve_device(device)
+        try:
+            configuration = DetectorConfiguration.model_validate(manifest.configuration["detector"])
+            learned = Learned.model_validate(manifest.configuration["learned"])
+        except (KeyError, ValidationError) as error:
+            raise ArtifactError(f"{folder}: its configuration is not one this build reads: {error}") from error
+        encoder = create_encoder(configuration.encoder, configuration.geometry)
+        encoder.load_state_dict(load_file(folder / ENCODER_FILE))
+        density = KernelDensity.load(folder, configuration.density, learned.gamma, target)
+        training = manifest.configuration.get("training")
+        detector = cls(
+            manifest.category,
+            Scan(configuration, encoder, density, target),
+            Calibration(**load_arrays(folder / CALIBRATION_FILE)),
+            learned.operating_point,
+            data_fingerprint=manifest.data_fingerprint,
+            training=training if isinstance(training, dict) else None,
+        )
+        detector.manifest = manifest
+        return detector
+
+    def _judge(
+        self, score_map: NDArray[np.float32], anomaly_map: NDArray[np.float32], placement: Placement
+    ) -> Prediction:
+        score = float(image_scores(torch.from_numpy(score_map)[None])[0])
+        verdict = self.operating_point.verdict(score)
+        regions = find_regions(anomaly_map, self.operating_point.pixel_threshold, placement)
+        if not regions and verdict is not Verdict.GOOD:
+            regions = (peak_region(score_map, anomaly_map, self.geometry, placement),)
+        return Prediction(
+            score_map=score_map,
+            image_score=score,
+            anomaly_map=anomaly_map,
+            placement=placement,
+            p_value=self.calibration.p_value(score),
+            verdict=verdict,
+            regions=regions,
+        )

@@ -1,0 +1,36 @@
+"""Where a detector runs: the device and the thread counts of the libraries that share this process."""
+
+from __future__ import annotations
+
+import cv2
+import faiss
+import torch
+
+
+class DeviceError(RuntimeError):
+    """The device asked for is not there."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device behind ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        DeviceError: on another name, or ``cuda`` where torch finds no GPU.
+    """
+    match name:
+        case "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        case "cpu":
+            return torch.device("cpu")
+        case "cuda" if torch.cuda.is_available():
+            return torch.device("cuda")
+        case "cuda":
+            raise DeviceError("device cuda was asked for, but torch finds no CUDA GPU here; accepted: auto, cpu")
+    raise DeviceError(f"unknown device {name!r}; accepted: auto, cpu, cuda")
+
+
+def set_threads(count: int) -> None:
+    """Give torch, FAISS and OpenCV the same number of threads, so that their pools do not fight over the cores."""
+    torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
+    cv2.setNumThreads(count)

@@ -1,0 +1,55 @@
+"""Encoders: image to one embedding per window. Each has a name, under which configurations and artifacts know it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.encoders.base import Encoder, encode_per_window, extract_windows
+from models.encoders.dense_patch import DensePatch
+from models.encoders.resnet18_patch import ResNet18Patch
+from models.geometry import ScanGeometry
+
+__all__ = [
+    "DensePatch",
+    "DensePatchConfiguration",
+    "Encoder",
+    "EncoderConfiguration",
+    "ResNet18Patch",
+    "ResNet18PatchConfiguration",
+    "create_encoder",
+    "encode_per_window",
+    "extract_windows",
+]
+
+
+class DensePatchConfiguration(BaseModel):
+    """``width``: channels of the first stage; the embedding has 8 times as many."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["dense_patch"] = "dense_patch"
+    width: int = Field(default=32, ge=1, le=512)
+
+
+class ResNet18PatchConfiguration(BaseModel):
+    """The paper's encoder has nothing to set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["resnet18_patch"] = "resnet18_patch"
+
+
+EncoderConfiguration = Annotated[DensePatchConfiguration | ResNet18PatchConfiguration, Field(discriminator="name")]
+
+
+def create_encoder(
+    configuration: DensePatchConfiguration | ResNet18PatchConfiguration, geometry: ScanGeometry
+) -> Encoder:
+    """An encoder with random weights, as the configuration describes it."""
+    match configuration:
+        case DensePatchConfiguration():
+            return DensePatch(geometry, width=configuration.width)
+        case ResNet18PatchConfiguration():
+            return ResNet18Patch(geometry)

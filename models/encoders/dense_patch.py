@@ -1,0 +1,82 @@
+"""``DensePatch``: an un-padded network whose one forward pass over an image is the whole scan."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from models.encoders.base import Encoder
+from models.geometry import ScanGeometry
+
+STEM = 4  # side of the first convolution; the six 3x3 convolutions after it bring the receptive field to 32
+
+
+class DensePatch(Encoder):
+    """Fully convolutional patch encoder: receptive field exactly 32, total stride exactly 4, no padding.
+
+    A stem 4x4 convolution, then two residual blocks at each of jump 1, 2 and 4, each with one 3x3 convolution; the
+    second block of the first two stages strides by 2. Receptive field 1 + 3 + 2 * 2 + 2 * 4 + 2 * 8 = 32. Since nothing
+    is padded, an output depends on its own window alone: ``encoder(image)[..., i, j] == encoder(window(i, j))``.
+
+    Args:
+        width: channels of the first stage; the later ones have 2, 4 and, for the embedding, 8 times as many.
+        geometry: must have patch size 32 and stride 4.
+
+    Raises:
+        ValueError: on another patch size or stride, or a width that is not positive.
+    """
+
+    def __init__(self, geometry: ScanGeometry, width: int = 32) -> None:
+        super().__init__(geometry)
+        default = ScanGeometry()
+        if (geometry.patch_size, geometry.stride) != (default.patch_size, default.stride):
+            raise ValueError(
+                f"DensePatch scans patches of {default.patch_size} at stride {default.stride}, not "
+                f"{geometry.patch_size} at stride {geometry.stride}; use another encoder for that geometry"
+            )
+        if width < 1:
+            raise ValueError(f"width must be positive, not {width}")
+        self.dimension = 8 * width
+        self.stem = nn.Sequential(nn.Conv2d(3, width, STEM, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.blocks = nn.Sequential(
+            ValidBlock(width, width),
+            ValidBlock(width, 2 * width, stride=2),
+            ValidBlock(2 * width, 2 * width),
+            ValidBlock(2 * width, 4 * width, stride=2),
+            ValidBlock(4 * width, 4 * width),
+            ValidBlock(4 * width, 8 * width),
+        )
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, 8 * width, h, w)."""
+        features: Tensor = self.blocks(self.stem(images * 2 - 1))
+        return features
+
+
+class ValidBlock(nn.Module):
+    """Residual block without padding: 3x3 (strided), 1x1; the shortcut is the input's centre crop.
+
+    (B, C, H, W) -> (B, C', (H - 3) // stride + 1, (W - 3) // stride + 1)
+    """
+
+    def __init__(self, channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.residual = nn.Sequential(
+            nn.Conv2d(channels, out_channels, 3, stride=stride, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.shortcut = (
+            nn.Identity()
+            if channels == out_channels
+            else nn.Sequential(nn.Conv2d(channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+        )
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.residual(x)
+        centre = x[:, :, 1:-1:self.stride, 1:-1:self.stride]  # the pixel under each 3x3 kernel's middle
+        output: Tensor = self.activation(residual + self.shortcut(centre))
+        return output

@@ -1,0 +1,39 @@
+"""``ResNet18Patch``: the paper's encoder, run on every window by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from models.encoders.base import Encoder, extract_windows
+from models.geometry import ScanGeometry
+
+WINDOWS_PER_BATCH = 1024  # bounds the memory of a scan: about 1 GB of activations in float32
+
+
+class ResNet18Patch(Encoder):
+    """ResNet-18 with the CIFAR stem (3x3, stride 1, no max-pool), widths 64-128-256-512, global average pool; D = 512.
+
+    It zero-pads inside each patch, so windows share nothing and the scan runs it on all of them (1.8 TMAC for a
+    256x256 image): the reference, for a GPU. Source: Sohn et al., section 3.1 and appendix A.4.
+    """
+
+    dimension = 512
+
+    def __init__(self, geometry: ScanGeometry) -> None:
+        super().__init__(geometry)
+        self.backbone = resnet18(weights=None)
+        self.backbone.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        self.backbone.maxpool = nn.Identity()
+        self.backbone.fc = nn.Identity()
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, 512, h, w)."""
+        windows = extract_windows(images * 2 - 1, self.geometry)
+        batch, height, width = windows.shape[:3]
+        flat = windows.reshape(-1, *windows.shape[3:])  # (B * h * w, 3, patch, patch)
+        # Training sends one window an image, and batch norm must see the whole batch at once.
+        parts = [flat] if self.training else torch.split(flat, WINDOWS_PER_BATCH)
+        features = torch.cat([self.backbone(part) for part in parts])
+        return features.view(batch, height, width, -1).permute(0, 3, 1, 2)

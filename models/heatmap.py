@@ -1,0 +1,52 @@
+"""From a map of window scores to an image score and a heatmap (Sohn et al., section 4.2 and B)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.geometry import ScanGeometry
+
+DEFAULT_SIGMA = 4.0  # pixels; the paper gives none
+
+
+def image_scores(score_maps: Tensor) -> Tensor:
+    """Spatial max-pool: (B, h, w) -> (B,)."""
+    return score_maps.amax(dim=(1, 2))
+
+
+class GaussianUpsampler:
+    """Spreads each window's score over its pixels by a Gaussian: a transposed convolution at the scan's stride.
+
+    The result is divided by the transposed convolution of ones, so that it is a weighted mean of the scores of the
+    windows around: borders do not fade, and a constant map stays constant.
+
+    Args:
+        geometry: the scan's; the kernel is one patch wide.
+        sigma: standard deviation of the Gaussian in pixels, at least 2 (narrower ones leave pixels without weight).
+        device: where the maps live.
+
+    Raises:
+        ValueError: if sigma is below 2.
+    """
+
+    def __init__(
+        self, geometry: ScanGeometry, sigma: float = DEFAULT_SIGMA, device: torch.device | str = "cpu"
+    ) -> None:
+        if sigma < 2:
+            raise ValueError(f"sigma must be at least 2 pixels, not {sigma}")
+        self.geometry = geometry
+        offsets = torch.arange(geometry.patch_size, device=device) - (geometry.patch_size - 1) / 2
+        weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
+        self._kernel = torch.outer(weights, weights)[None, None]  # (1, 1, patch, patch)
+        self._weight = self._spread(torch.ones(1, 1, geometry.grid_size, geometry.grid_size, device=device))
+
+    def __call__(self, score_maps: Tensor) -> Tensor:
+        """(B, h, w) scores -> (B, H, W) anomaly maps; edge pixels that no window covers repeat their neighbour."""
+        maps = self._spread(score_maps[:, None]) / self._weight
+        rest = self.geometry.unscanned
+        return F.pad(maps, (0, rest, 0, rest), mode="replicate")[:, 0]
+
+    def _spread(self, maps: Tensor) -> Tensor:
+        return F.conv_transpose2d(maps, self._kernel, stride=self.geometry.stride)

@@ -1,0 +1,71 @@
+"""Connected areas of an anomaly map above the pixel threshold, in pixels of the original image."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from cv2.typing import MatLike
+from numpy.typing import NDArray
+
+from models.geometry import Box, ScanGeometry
+from models.images import Placement
+from models.prediction import Point, Region
+
+
+def find_regions(
+    anomaly_map: NDArray[np.float32], threshold: float, placement: Placement
+) -> tuple[Region, ...]:
+    """8-connected areas above ``threshold``, the highest peak first.
+
+    Args:
+        anomaly_map: (H, W) of the detector's input.
+        threshold: the pixel threshold.
+        placement: where the original image lies in that input.
+
+    Returns:
+        One region an area, in pixels of the original image as displayed.
+    """
+    original = placement.map_to_original(anomaly_map)
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(
+        (original > threshold).astype(np.uint8), connectivity=8
+    )
+    regions = [_region(original, labels, label, statistics[label]) for label in range(1, count)]
+    return tuple(sorted(regions, key=lambda region: -region.peak_score))
+
+
+def peak_region(
+    score_map: NDArray[np.float32], anomaly_map: NDArray[np.float32], geometry: ScanGeometry, placement: Placement
+) -> Region:
+    """The window with the highest score, for a defective image whose anomaly map stays below the pixel threshold."""
+    i, j = np.unravel_index(int(score_map.argmax()), score_map.shape)
+    window = geometry.window(int(i), int(j))
+    box = placement.to_original_box(window)
+    row, column = geometry.center(int(i), int(j))
+    x, y = placement.point_to_original(column, row)
+    corners = [(box.x, box.y), (box.x + box.width - 1, box.y)]
+    corners += [(box.x + box.width - 1, box.y + box.height - 1), (box.x, box.y + box.height - 1)]
+    return Region(
+        box=box,
+        area=box.width * box.height,
+        peak=Point(x=min(max(round(x), box.x), corners[2][0]), y=min(max(round(y), box.y), corners[2][1])),
+        peak_score=float(anomaly_map[round(row), round(column)]),
+        contour=tuple(Point(x=x, y=y) for x, y in corners),
+    )
+
+
+def _region(original: NDArray[np.float32], labels: MatLike, label: int, row: MatLike) -> Region:
+    left, top, width, height, area = (int(value) for value in row)
+    inside = labels[top : top + height, left : left + width] == label
+    values = np.where(inside, original[top : top + height, left : left + width], -np.inf)
+    peak_y, peak_x = np.unravel_index(int(values.argmax()), values.shape)
+    contours, _ = cv2.findContours(
+        inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top)
+    )
+    contour = max(contours, key=len)
+    return Region(
+        box=Box(x=left, y=top, width=width, height=height),
+        area=area,
+        peak=Point(x=left + int(peak_x), y=top + int(peak_y)),
+        peak_score=float(values.max()),
+        contour=tuple(Point(x=int(x), y=int(y)) for x, y in contour[:, 0]),
+    )

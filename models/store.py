@@ -1,0 +1,317 @@
+"""Where trained detectors are kept: numbered, immutable versions of each category, and which of them is active.
+
+    root/<category>/versions/<number>/      one artifact each, its files read-only
+    root/<category>/versions/.staging/      the version being written
+    root/<category>/active                  the number of the active version
+    root/<category>/records/<number>/       JSON files about a version that came later than it: metrics, thresholds
+    root/<category>/.lock                   held by the one process that writes to the category
+
+Readers take no lock: a version appears by a rename and the pointer moves by a rename, so whatever is there is whole.
+The system frees the lock of a process that dies, so whoever holds it knows a staging folder it finds to be abandoned.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from models.artifact import ArtifactError, sync_folder, sync_tree, verify
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_STAGING = ".staging"
+_LONGEST_POINTER = 20  # bytes: more than a number and its newline take
+
+
+class StoreError(Exception):
+    """A request that the store cannot meet."""
+
+
+class StoreNotFound(StoreError):
+    """There is no folder at the store's root."""
+
+
+class InvalidCategoryName(StoreError, ValueError):
+    """The name cannot be that of a category, whatever the store holds."""
+
+
+class UnknownCategory(StoreError, LookupError):
+    """The store holds no version of the category."""
+
+    def __init__(self, category: str, known: Collection[str]) -> None:
+        self.category = category
+        self.known = sorted(known)
+        super().__init__(f"no category {category!r}; there is {', '.join(self.known) or 'none yet'}")
+
+
+class UnknownVersion(StoreError, LookupError):
+    """The category has no such version."""
+
+    def __init__(self, category: str, version: int, known: Collection[int]) -> None:
+        self.category = category
+        self.version = version
+        self.known = sorted(known)
+        super().__init__(f"category {category!r} has no version {version}; there is {', '.join(map(str, self.known))}")
+
+
+def check_category_name(category: str) -> None:
+    """Raise InvalidCategoryName for a name that no category may have, before any work is spent on it."""
+    if not _NAME.fullmatch(category):
+        raise InvalidCategoryName(
+            f"{category!r} is no category name: use 1 to 64 of a-z, A-Z, 0-9, '-' and '_', a letter or digit first"
+        )
+
+
+class ModelStore:
+    """The versions of every category under one folder.
+
+    Symbolic links under the root are not followed; the root itself may be one. Every method that takes a category
+    raises InvalidCategoryName; every method that reads raises StoreNotFound, UnknownCategory and UnknownVersion.
+
+    Args:
+        root: the folder; the first ``publish`` creates it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def categories(self) -> list[str]:
+        """The categories that have at least one version, sorted."""
+        if not self.root.is_dir():
+            raise StoreNotFound(f"there is no model store at {self.root}; name the folder that models are published to")
+        names = [entry.name for entry in self.root.iterdir() if _NAME.fullmatch(entry.name)]
+        return sorted(name for name in names if self._published(name))
+
+    def versions(self, category: str) -> list[int]:
+        """The versions of a category, ascending."""
+        check_category_name(category)
+        versions = self._published(category)
+        if not versions:
+            raise UnknownCategory(category, self.categories())
+        return versions
+
+    def active(self, category: str) -> int | None:
+        """The active version of a category; None where none was ever activated.
+
+        Raises:
+            ArtifactError: the pointer is damaged, or names a version that is gone.
+        """
+        check_category_name(category)
+        version = self._pointer(category)  # before the list: a version is there before the pointer names it
+        versions = self.versions(category)
+        if version is not None and version not in versions:
+            raise ArtifactError(
+                f"{self._category(category) / 'active'} names version {version}, which is gone; "
+                f"activate one of {', '.join(map(str, versions))}"
+            )
+        return version
+
+    def folder(self, category: str, version: int) -> Path:
+        """The artifact of a version."""
+        versions = self.versions(category)
+        if version not in versions:
+            raise UnknownVersion(category, version, versions)
+        return self._versions(category) / str(version)
+
+    def publish(self, category: str, write: Callable[[Path, int], None], *, activate: bool = True) -> int:
+        """Add a version: readers see all of it or nothing, whenever this process or the machine stops.
+
+        Publishers of one category wait for each other, so ``write`` should store what is trained already, and it must
+        not call back into the store. If it raises, nothing of the version remains.
+
+        Args:
+            write: gets an empty folder and the version's number, and leaves an artifact with its manifest there.
+            activate: whether the new version becomes the active one.
+
+        Returns:
+            The version's number: larger than any that the category still has a trace of.
+
+        Raises:
+            ArtifactError: ``write`` left something other than a whole artifact of this category and version.
+        """
+        check_category_name(category)
+        versions = self._versions(category)
+        self._make_folder(versions)
+        staging = versions / _STAGING
+        with self._lock(category):
+            _remove(staging)
+            version = self._next_version(category)
+            staging.mkdir()
+            try:
+                write(staging, version)
+                manifest = verify(staging)
+                if (manifest.category, manifest.version) != (category, version):
+                    raise ArtifactError(
+                        f"the manifest is that of {manifest.category!r} version {manifest.version}, "
+                        f"published as {category!r} version {version}"
+                    )
+                _make_read_only(staging)
+                sync_tree(staging)
+                staging.rename(versions / str(version))
+            except BaseException:
+                shutil.rmtree(staging, ignore_errors=True)  # what stays, the next publish removes
+                raise
+            sync_folder(versions)
+            if activate:
+                self._point(category, version)
+        return version
+
+    def activate(self, category: str, version: int) -> None:
+        """Make a version the active one: an older one too, which is how to roll back."""
+        self.folder(category, version)
+        with self._lock(category):
+            self._point(category, version)
+
+    def record(self, category: str, version: int, name: str, payload: Mapping[str, Any]) -> Path:
+        """Store a JSON object about a version, in place of the one of that name if there is one.
+
+        Raises:
+            ValueError: the name does not follow the rule of category names, or JSON cannot express the payload.
+        """
+        self.folder(category, version)
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no record name: use 1 to 64 of a-z, A-Z, 0-9, '-' and '_'")
+        try:
+            text = json.dumps(payload, indent=2, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"record {name!r} is not JSON: {error}") from error
+        path = self._records(category, version) / f"{name}.json"
+        self._make_folder(path.parent)
+        with self._lock(category):
+            _replace(path, text + "\n")
+        return path
+
+    def records(self, category: str, version: int) -> dict[str, dict[str, Any]]:
+        """The records of a version by name.
+
+        Raises:
+            ArtifactError: a record is damaged.
+        """
+        self.folder(category, version)
+        folder = self._records(category, version)
+        if not self._is_own_folder(folder):
+            return {}
+        paths = [path for path in sorted(folder.glob("*.json")) if _NAME.fullmatch(path.stem)]
+        return {path.stem: _read_record(path) for path in paths if path.is_file() and not path.is_symlink()}
+
+    def _category(self, category: str) -> Path:
+        return self.root / category
+
+    def _versions(self, category: str) -> Path:
+        return self._category(category) / "versions"
+
+    def _records(self, category: str, version: int) -> Path:
+        return self._category(category) / "records" / str(version)
+
+    def _published(self, category: str) -> list[int]:
+        folder = self._versions(category)
+        if not self._is_own_folder(folder):
+            return []
+        return sorted(number for number in _numbers(folder) if self._is_own_folder(folder / str(number)))
+
+    def _pointer(self, category: str) -> int | None:
+        path = self._category(category) / "active"
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                content = os.read(descriptor, _LONGEST_POINTER)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ArtifactError(
+                f"{path} cannot be read: {error.strerror}; remove it, then activate a version"
+            ) from error
+        text = content.decode("ascii", errors="replace")
+        if not _NUMBER.fullmatch(text.removesuffix("\n")):
+            raise ArtifactError(f"{path} should hold a version's number, but begins {text!r}; activate a version again")
+        return int(text)
+
+    def _point(self, category: str, version: int) -> None:
+        _replace(self._category(category) / "active", f"{version}\n")
+
+    def _next_version(self, category: str) -> int:
+        # A version deleted by hand leaves records and the pointer: given again, its number would inherit both.
+        taken = _numbers(self._versions(category)) | _numbers(self._category(category) / "records")
+        with suppress(ArtifactError):  # a damaged pointer is no reason not to publish
+            taken.add(self._pointer(category) or 0)
+        return max(taken, default=0) + 1
+
+    def _is_own_folder(self, folder: Path) -> bool:
+        """Whether a folder below the root exists, with no symbolic link on the way to it."""
+        return folder.is_dir() and not self._links(folder)
+
+    def _links(self, folder: Path) -> list[Path]:
+        steps = [folder, *folder.parents]
+        return [step for step in steps[: steps.index(self.root)] if step.is_symlink()]
+
+    def _make_folder(self, folder: Path) -> None:
+        """Create a folder and those above it, each on the disk before the next."""
+        if links := self._links(folder):
+            raise StoreError(f"{links[0]} is a symbolic link, which the store does not follow; put a folder there")
+        for step in reversed([folder, *folder.parents]):
+            if not step.is_dir():
+                try:
+                    step.mkdir(exist_ok=True)
+                except FileExistsError as error:
+                    raise StoreError(f"{step} is a file where the store needs a folder; move it away") from error
+                sync_folder(step.parent)
+
+    @contextmanager
+    def _lock(self, category: str) -> Iterator[None]:
+        descriptor = os.open(self._category(category) / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _numbers(folder: Path) -> set[int]:
+    if not folder.is_dir():
+        return set()
+    return {int(entry.name) for entry in folder.iterdir() if _NUMBER.fullmatch(entry.name)}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _make_read_only(folder: Path) -> None:
+    """Take the permission to write from every file; folders keep theirs, so that a version can be deleted."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode & ~0o222)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old text or the new; the caller holds the category's lock."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    with new.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    sync_folder(path.parent)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"record {path} is damaged ({error}); write it again") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"record {path} is damaged (not a JSON object); write it again")
+    return content
