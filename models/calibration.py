@@ -97,7 +97,7 @@ class Calibration:
             ValueError: if the rate is below ``smallest_rate`` or not below 1.
         """
         rate = self.default_rate if rate is None else rate
-        rank = self._rank(rate)
+        rank = threshold_rank(len(self), rate)
         return OperatingPoint(
             image_threshold=float(np.sort(self.image_scores)[rank - 1]),
             pixel_threshold=float(np.sort(self.map_maxima)[rank - 1]),
@@ -109,18 +109,23 @@ class Calibration:
 
         The rate of the rank-k threshold of n images follows Beta(n + 1 - k, k): for n = 99 at 1 %, 0.05 to 3.0 %.
         """
-        rank = self._rank(rate)
+        rank = threshold_rank(len(self), rate)
         tail = (1 - INTERVAL) / 2
         low, high = beta.ppf([tail, 1 - tail], len(self) + 1 - rank, rank)
         return float(low), float(high)
 
-    def _rank(self, rate: float) -> int:
-        """The k of the k-th smallest score that is the threshold: ceil((n + 1)(1 - rate))."""
-        # The tolerance keeps rounding from asking for one rank more where (n + 1)(1 - rate) is a whole number.
-        rank = math.ceil((len(self) + 1) * (1 - rate) - 1e-9)
-        if rank > len(self) or rate >= 1:
-            raise ValueError(
-                f"a false-reject rate of {rate:g} cannot be set from {len(self)} calibration images: accepted are "
-                f"{self.smallest_rate:.3g} to below 1; hold out more good images for a smaller rate"
-            )
-        return max(rank, 1)
+
+def threshold_rank(count: int, rate: float) -> int:
+    """The k whose k-th smallest of ``count`` scores is the threshold for ``rate``: ceil((n + 1)(1 - rate)).
+
+    Raises:
+        ValueError: if the rate is below 1 / (n + 1) or not below 1.
+    """
+    # The tolerance keeps rounding from asking for one rank more where (n + 1)(1 - rate) is a whole number.
+    rank = math.ceil((count + 1) * (1 - rate) - 1e-9)
+    if rank > count or rate >= 1:
+        raise ValueError(
+            f"a false-reject rate of {rate:g} cannot be set from {count} calibration images: accepted are "
+            f"{1 / (count + 1):.3g} to below 1; hold out more good images for a smaller rate"
+        )
+    return max(rank, 1)

@@ -12,9 +12,7 @@ from models.images import Placement
 from models.prediction import Point, Region
 
 
-def find_regions(
-    anomaly_map: NDArray[np.float32], threshold: float, placement: Placement
-) -> tuple[Region, ...]:
+def find_regions(anomaly_map: NDArray[np.float32], threshold: float, placement: Placement) -> tuple[Region, ...]:
     """8-connected areas above ``threshold``, the highest peak first.
 
     Args:
@@ -37,10 +35,15 @@ def peak_region(
     score_map: NDArray[np.float32], anomaly_map: NDArray[np.float32], geometry: ScanGeometry, placement: Placement
 ) -> Region:
     """The window with the highest score, for a defective image whose anomaly map stays below the pixel threshold."""
-    i, j = np.unravel_index(int(score_map.argmax()), score_map.shape)
-    window = geometry.window(int(i), int(j))
-    box = placement.to_original_box(window)
-    row, column = geometry.center(int(i), int(j))
+    content = placement.content
+    centers = [geometry.center(k, k)[0] for k in range(geometry.grid_size)]
+    inside = np.outer(
+        [content.y <= center < content.y + content.height for center in centers],
+        [content.x <= center < content.x + content.width for center in centers],
+    )  # the padding of a letter-boxed image repeats the image, defects and all
+    i, j = divmod(int(np.where(inside, score_map, -np.inf).argmax()), geometry.grid_size)
+    box = placement.to_original_box(geometry.window(i, j))
+    row, column = geometry.center(i, j)
     x, y = placement.point_to_original(column, row)
     corners = [(box.x, box.y), (box.x + box.width - 1, box.y)]
     corners += [(box.x + box.width - 1, box.y + box.height - 1), (box.x, box.y + box.height - 1)]

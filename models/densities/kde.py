@@ -139,7 +139,9 @@ class KernelDensity:
     def _log_sum(self, queries: Tensor) -> Tensor:
         scaled = queries * (2 * self.gamma)
         total = queries.new_full((len(queries),), -math.inf)
-        for bank, energy in zip(torch.split(self._bank, BANK_TILE), torch.split(self._bank_energy, BANK_TILE), strict=True):
+        for bank, energy in zip(
+            torch.split(self._bank, BANK_TILE), torch.split(self._bank_energy, BANK_TILE), strict=True
+        ):
             exponents = torch.addmm(energy, scaled, bank.T, beta=-1)  # (n, tile): gamma (2 x.y - y.y)
             total = torch.logaddexp(total, exponents.logsumexp(dim=1))
         return torch.clamp_max(total - self.gamma * queries.square().sum(dim=1), math.log(len(self)))

@@ -77,6 +77,6 @@ class ValidBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.residual(x)
-        centre = x[:, :, 1:-1:self.stride, 1:-1:self.stride]  # the pixel under each 3x3 kernel's middle
+        centre = x[:, :, 1 : -1 : self.stride, 1 : -1 : self.stride]  # the pixel under each 3x3 kernel's middle
         output: Tensor = self.activation(residual + self.shortcut(centre))
         return output

@@ -1,0 +1,46 @@
+"""What a failure means for the caller: a sentence and an exit status."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from models.artifact import ArtifactError
+from models.images import ImageError
+from models.store import StoreError
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+
+class UsageError(Exception):
+    """Arguments that do not fit together or name what does not exist."""
+
+
+class VerbFailed(Exception):
+    """The verb did its work and the outcome is a failure."""
+
+
+def exit_status(error: BaseException) -> int | None:
+    """The exit status for an expected error; None for one that is a defect of this program."""
+    # By name, so that a serving image needs no training code to tell.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if isinstance(error, KeyboardInterrupt) or "TrainingInterrupted" in names:
+        return INTERRUPTED
+    if isinstance(error, UsageError | ImageError | StoreError | ValidationError):
+        return WRONG_INPUT
+    if names & {"DataError", "SettingsError", "DeviceError", "SyntheticError"}:
+        return WRONG_INPUT
+    if isinstance(error, ArtifactError | VerbFailed | OSError) or "TrainingError" in names:
+        return FAILED
+    return None
+
+
+def sentence(error: BaseException) -> str:
+    """One line for standard error."""
+    if isinstance(error, ValidationError):
+        return "; ".join(
+            f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {problem['msg']}"
+            for problem in error.errors()
+        )
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    return str(error)

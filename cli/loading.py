@@ -1,0 +1,28 @@
+"""The detector that a verb's options name."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from models.detector import Detector
+
+
+def load_detector(options: argparse.Namespace, category: str) -> Detector:
+    """The active version of ``category``, or the one asked for, on the device asked for."""
+    from models.detector import Detector
+    from models.device import set_threads
+    from models.store import ModelStore
+
+    set_threads(options.threads)
+    store = ModelStore(options.models)
+    version = options.version_number or store.active(category)
+    if version is None:
+        raise UsageError(
+            f"{category} has no active version; published are {store.versions(category)}: "
+            f"plumbline models activate {category} N"
+        )
+    return Detector.load(store.folder(category, version), options.device)

@@ -1,0 +1,68 @@
+"""The console script ``plumbline``: parses the arguments, runs a verb, turns what went wrong into a sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+from cli.errors import exit_status, sentence
+
+# Each is a module of cli.verbs with add_arguments and run, imported only when its verb is called.
+VERBS = {
+    "demo": "synthesise a product, learn it, serve it and score two parts",
+    "train": "learn a category from images of good parts",
+    "evaluate": "measure a detector on test images",
+    "score": "score images",
+    "serve": "serve the active versions over HTTP",
+    "models": "list, show, activate and verify trained versions",
+    "benchmark": "measure speed on this machine",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``plumbline``.
+
+    Args:
+        arguments: the command line without the program's name; None for the process's own.
+
+    Returns:
+        0; 1 when the work failed; 2 for wrong arguments or input; 130 when interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser(arguments).parse_args(arguments)
+    try:
+        result: dict[str, Any] = options.run(options)
+    except (Exception, KeyboardInterrupt) as error:
+        status = exit_status(error)
+        if status is None:
+            raise
+        print(f"plumbline: {sentence(error)}", file=sys.stderr)
+        return status
+    if options.json:
+        print(json.dumps(result), flush=True)
+    return 0
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="plumbline", description="Visual inspection learned from images of good parts only."
+    )
+    parser.add_argument("--version", action="version", version=f"plumbline {version('plumbline')}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for name, help_line in VERBS.items():
+        sub = verbs.add_parser(name, help=help_line)
+        if name in arguments[:1]:
+            verb = import_module(f"cli.verbs.{name}")
+            sub.description = verb.__doc__
+            verb.add_arguments(sub)
+            sub.set_defaults(run=verb.run)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

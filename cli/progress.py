@@ -1,0 +1,76 @@
+"""What a person at the terminal sees while work goes on, on standard error; standard output is for results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from training.trainer import Progress as TrainingProgress
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line about what is being done."""
+    console.print(text, markup=False)
+
+
+class TrainingBar:
+    """Step, loss, accuracy, images per second and time left of stage 1."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("training", total=None, detail="")
+
+    def __call__(self, report: TrainingProgress) -> None:
+        detail = (
+            f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}  {report.images_per_second:.0f} crops/s  "
+            f"{report.seconds_left / 60:.1f} min left"
+        )
+        self._progress.update(self._task, completed=report.step, total=report.steps, detail=detail)
+
+
+@contextmanager
+def training_bar() -> Iterator[TrainingBar]:
+    """A bar for the reports of ``Trainer.run``."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+        transient=not console.is_terminal,
+    ) as progress:
+        yield TrainingBar(progress)
+
+
+class CountBar:
+    """A bar that is told (what, done, total)."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._progress.add_task(what, total=total)
+        self._progress.update(self._tasks[what], completed=done, total=total)
+
+
+@contextmanager
+def count_bar() -> Iterator[CountBar]:
+    """Bars for work that is counted."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=not console.is_terminal,
+    ) as progress:
+        yield CountBar(progress)

@@ -1,0 +1,102 @@
+"""The whole path on a synthetic product: synthesise, train, evaluate, serve, score a good and a defective part."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from cli.options import add_common, positive_integer
+from cli.progress import count_bar, say, training_bar
+
+PRODUCT = "washer"
+DEFECT = "scratch"
+SEED = 0
+TRAIN_IMAGES, TEST_GOOD_IMAGES, TEST_DEFECTS = 80, 20, 8
+STEPS = 400
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("--no-serve", action="store_true", help="end after the two parts are scored")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all it makes (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="of the service (default: %(default)s)")
+    parser.add_argument("--steps", type=positive_integer, default=STEPS, help="of training (default: %(default)s)")
+    add_common(parser)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the demonstration; what an earlier one left in ``--out`` is replaced."""
+    from models.device import resolve_device, set_threads
+    from models.store import ModelStore
+    from service.server import serving
+    from service.settings import load_settings
+    from training.data import open_dataset
+    from training.evaluation import evaluate
+    from training.fit import FitConfiguration, fit, publish
+    from training.synthetic import generate
+    from training.trainer import TrainingConfiguration
+
+    started = time.monotonic()
+    set_threads(options.threads)
+    out: Path = options.out
+    data, models, report = out / "data", out / "models", out / "report"
+    for folder in (data, models, report, out / "run"):
+        shutil.rmtree(folder, ignore_errors=True)
+    say(f"a synthetic product, {PRODUCT}: {TRAIN_IMAGES} good parts to learn from")
+    generate(
+        data, PRODUCT, seed=SEED, train=TRAIN_IMAGES, test_good=TEST_GOOD_IMAGES, test_defects=TEST_DEFECTS
+    )  # fmt: skip
+    dataset = open_dataset(data, PRODUCT)
+    configuration = FitConfiguration(training=TrainingConfiguration(steps=options.steps, seed=SEED))
+    device = resolve_device(options.device)
+    with training_bar() as bar:
+        detector, _ = fit(dataset, configuration, device=device, folder=out / "run", stage=say, report=bar)
+    publish(ModelStore(models), detector)
+    with count_bar() as count:
+        metrics = evaluate(detector, dataset, report, progress=count)
+    print(f"image AUROC {metrics['image_auroc']:.3f}, pixel AUROC {metrics['pixel_auroc']:.3f}: {report}/metrics.json")
+
+    # Test images: the last of each, which the demonstration of training has no other use for.
+    parts = {"good": data / PRODUCT / "test" / "good", "defective": data / PRODUCT / "test" / DEFECT}
+    verdicts: dict[str, str] = {}
+    heatmap = out / "heatmap.png"
+    with serving(load_settings(models=models, port=options.port, device=options.device)) as url:
+        for name, folder in parts.items():
+            image = sorted(folder.iterdir())[-1]
+            answer = json.loads(_post(f"{url}/v1/categories/{PRODUCT}/score", image))
+            verdicts[name] = answer["verdict"]
+            print(f"POST /v1/categories/{PRODUCT}/score, a {name} part: {answer['verdict']}, "
+                  f"score {answer['image_score']:.3f}, threshold {answer['threshold']:.3f}")  # fmt: skip
+        heatmap.write_bytes(_post(f"{url}/v1/categories/{PRODUCT}/heatmap", image))
+        print(f"heatmap of the defective part: {heatmap}")
+        print(f"interactive documentation: {url}/docs")
+        result = {
+            "verdicts": verdicts,
+            "heatmap": str(heatmap),
+            "seconds": time.monotonic() - started,
+            **{name: metrics[name] for name in ("image_auroc", "pixel_auroc", "aupro_30", "image_ap", "pixel_ap")},
+        }
+        if not options.no_serve:
+            say(f"serving at {url}; Ctrl-C ends it")
+            _wait_for_interrupt()
+    return result
+
+
+def _post(url: str, image: Path) -> bytes:
+    request = urllib.request.Request(url, image.read_bytes(), {"Content-Type": "image/png"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        body: bytes = answer.read()
+    return body
+
+
+def _wait_for_interrupt() -> None:
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        say("stopped")

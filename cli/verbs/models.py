@@ -1,0 +1,98 @@
+"""List, show, activate and verify trained versions."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cli.errors import VerbFailed
+from cli.options import add_json, add_models, positive_integer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's sub-verbs."""
+    verbs = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, action, help_line in (
+        ("list", _list, "every category, its versions and the active one"),
+        ("show", _show, "the facts of a version and its records"),
+        ("activate", _activate, "make a version the one that is served"),
+        ("verify", _verify, "check every file of a version against its SHA-256"),
+    ):
+        sub = verbs.add_parser(name, help=help_line, description=help_line)
+        if action is not _list:
+            sub.add_argument("category", metavar="CATEGORY")
+            optional = action is not _activate
+            sub.add_argument(
+                "version_number", metavar="VERSION", type=positive_integer, nargs="?" if optional else None
+            )
+        add_models(sub)
+        add_json(sub)
+        sub.set_defaults(action=action)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the sub-verb."""
+    result: dict[str, Any] = options.action(options)
+    return result
+
+
+def _list(options: argparse.Namespace) -> dict[str, Any]:
+    from models.store import ModelStore
+
+    store = ModelStore(options.models)
+    found = {
+        category: {"versions": store.versions(category), "active": store.active(category)}
+        for category in store.categories()
+    }
+    for category, entry in found.items():
+        versions = " ".join(f"[{n}]" if n == entry["active"] else str(n) for n in store.versions(category))
+        print(f"{category:24} {versions}")
+    if not found:
+        print(f"{options.models} holds no trained category")
+    return {"categories": found}
+
+
+def _show(options: argparse.Namespace) -> dict[str, Any]:
+    from models.artifact import read_manifest
+    from models.store import ModelStore
+
+    store = ModelStore(options.models)
+    version = _version(options)
+    manifest = read_manifest(store.folder(options.category, version)).model_dump(mode="json")
+    facts = {
+        **manifest,
+        "active": store.active(options.category) == version,
+        "records": store.records(options.category, version),
+    }
+    if not options.json:
+        import json
+
+        print(json.dumps(facts, indent=2))
+    return facts
+
+
+def _activate(options: argparse.Namespace) -> dict[str, Any]:
+    from models.store import ModelStore
+
+    ModelStore(options.models).activate(options.category, options.version_number)
+    print(f"{options.category}: version {options.version_number} is active")
+    return {"category": options.category, "active": options.version_number}
+
+
+def _verify(options: argparse.Namespace) -> dict[str, Any]:
+    from models.artifact import verify
+    from models.store import ModelStore
+
+    version = _version(options)
+    manifest = verify(ModelStore(options.models).folder(options.category, version))
+    print(f"{options.category}: version {version} is whole, {len(manifest.files)} files")
+    return {"category": options.category, "version": version, "files": manifest.files}
+
+
+def _version(options: argparse.Namespace) -> int:
+    from models.store import ModelStore
+
+    version: int | None = options.version_number or ModelStore(options.models).active(options.category)
+    if version is None:
+        raise VerbFailed(f"{options.category} has no active version; name one")
+    return version

@@ -1,0 +1,26 @@
+"""Serve the active versions over HTTP; every option may be set by a variable PLUMBLINE_* instead."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from cli.options import add_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments: the service's settings."""
+    from service.settings import Settings
+
+    for name, field in Settings.model_fields.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=field.description)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Serve until stopped."""
+    from service.server import run as serve
+    from service.settings import Settings, load_settings
+
+    serve(load_settings(**{name: getattr(options, name) for name in Settings.model_fields}))
+    return {"stopped": True}

@@ -1,0 +1,135 @@
+"""Learn a category from images of good parts and publish the detector as its next version."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.errors import UsageError
+from cli.options import add_common, add_data, add_models, positive_integer
+from cli.progress import say, training_bar
+
+if TYPE_CHECKING:
+    from training.fit import FitConfiguration
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("category", nargs="?", metavar="CATEGORY", help="which category of --data; or use --all")
+    parser.add_argument("--all", action="store_true", help="every category found under --data")
+    add_data(parser)
+    add_models(parser)
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs (default: %(default)s)"
+    )
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with an interrupted run, exactly where it stood")
+    again.add_argument("--restart", action="store_true", help="throw an interrupted run away and begin anew")
+    parser.add_argument("--no-activate", action="store_true", help="publish without making the version the active one")
+    model = parser.add_argument_group("model")
+    model.add_argument("--encoder", choices=("dense_patch", "resnet18_patch"), help="default: dense_patch")
+    model.add_argument("--width", type=positive_integer, help="channels of dense_patch's first stage")
+    model.add_argument("--density-mode", choices=("exact", "neighbours"), help="sum over the bank, or the nearest only")
+    model.add_argument("--neighbours", type=positive_integer, help="how many, in that mode")
+    model.add_argument("--bank-size", type=positive_integer, help="embeddings the density keeps")
+    model.add_argument("--resize", choices=("squash", "letterbox"), help="how an image becomes square")
+    model.add_argument("--sigma", type=float, help="of the heatmap's Gaussian, in pixels")
+    stage = parser.add_argument_group("training")
+    stage.add_argument("--pretext", choices=("cutpaste", "rotation"), help="self-supervised task")
+    stage.add_argument("--steps", type=positive_integer)
+    stage.add_argument("--batch-size", type=positive_integer, help="crops a step")
+    stage.add_argument("--crop-patches", type=positive_integer, help="side of a crop in patches; the paper's is 1")
+    stage.add_argument("--learning-rate", type=float)
+    stage.add_argument("--precision", choices=("auto", "float32", "bfloat16"))
+    stage.add_argument("--seed", type=int)
+    calibration = parser.add_argument_group("calibration")
+    calibration.add_argument("--calibration-fraction", type=float, help="share of the good images held out")
+    calibration.add_argument("--group-pattern", help="regular expression; its first group names the part or lot")
+    calibration.add_argument("--false-reject-rate", type=float, help="share of good parts to reject (default: 0.01)")
+    add_common(parser)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Train one category or all of them."""
+    from models.device import set_threads
+    from training.data import find_categories
+
+    if (options.category is None) != options.all:
+        raise UsageError("name one CATEGORY, or give --all for every one under --data")
+    set_threads(options.threads)
+    configuration = _configuration(options)
+    categories = find_categories(options.data) if options.all else [options.category]
+    return {"trained": [_train(category, configuration, options) for category in categories]}
+
+
+def _configuration(options: argparse.Namespace) -> FitConfiguration:
+    from training.fit import FitConfiguration
+
+    detector = {
+        "encoder": _given(name=options.encoder or "dense_patch", width=options.width),
+        "density": _given(mode=options.density_mode, neighbours=options.neighbours),
+        **_given(resize=options.resize, sigma=options.sigma),
+    }
+    training = _given(
+        pretext={"name": options.pretext} if options.pretext else None,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        crop_patches=options.crop_patches,
+        learning_rate=options.learning_rate,
+        precision=options.precision,
+        seed=options.seed,
+    )
+    rest = _given(
+        bank_size=options.bank_size,
+        calibration_fraction=options.calibration_fraction,
+        group_pattern=options.group_pattern,
+        false_reject_rate=options.false_reject_rate,
+    )
+    return FitConfiguration.model_validate({"detector": detector, "training": training, **rest})
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _train(category: str, configuration: FitConfiguration, options: argparse.Namespace) -> dict[str, Any]:
+    from models.device import resolve_device
+    from models.store import ModelStore, check_category_name
+    from training.data import open_dataset
+    from training.fit import fit, publish
+    from training.trainer import CHECKPOINT_FILE
+
+    check_category_name(category)
+    dataset = open_dataset(options.data, category, skip_broken=options.skip_broken)
+    folder: Path = options.runs / category
+    checkpoint = folder / CHECKPOINT_FILE
+    if checkpoint.exists() and not options.resume:
+        if not options.restart:
+            raise UsageError(f"{folder} holds an interrupted run: go on with it (--resume) or discard it (--restart)")
+        shutil.rmtree(folder)
+    with training_bar() as bar:
+        detector, skipped = fit(
+            dataset,
+            configuration,
+            device=resolve_device(options.device),
+            folder=folder,
+            skip_broken=options.skip_broken,
+            stage=lambda text: say(f"{category}: {text}"),
+            report=bar,
+        )
+    for path, reason in skipped:
+        say(f"skipped {path}: {reason}")
+    version = publish(ModelStore(options.models), detector, activate=not options.no_activate)
+    checkpoint.unlink()
+    point = detector.operating_point
+    low, high = detector.calibration.rate_interval(point.false_reject_rate)
+    say(
+        f"{category}: version {version} published{'' if options.no_activate else ' and active'}; image threshold "
+        f"{point.image_threshold:.4f} for a false-reject rate of {point.false_reject_rate:.2%} "
+        f"(true rate, 90 % interval: {low:.2%} to {high:.2%}, from {len(detector.calibration)} images)"
+    )
+    return {"category": category, "version": version, "skipped": len(skipped), **point.model_dump(mode="json")} | {
+        "false_reject_rate_interval": [low, high]
+    }

@@ -1,0 +1,150 @@
+"""From good images to a published detector: split, stage 1 (encoder), stage 2 (density), calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.calibration import Calibration, threshold_rank
+from models.densities import KernelDensity
+from models.detector import Detector, DetectorConfiguration, Scan
+from models.store import ModelStore
+from training.data import DataError, Dataset, load_images, split_calibration
+from training.trainer import Progress, Trainer, TrainingConfiguration
+
+SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
+
+
+class FitConfiguration(BaseModel):
+    """Everything that decides what a training run makes.
+
+    Attributes:
+        detector: encoder, density, geometry.
+        training: stage 1.
+        bank_size: embeddings the density keeps, the same number from every image, drawn at random.
+        calibration_fraction: share of the good images held out for the thresholds.
+        group_pattern: a regular expression whose first group, in a file name, names the part or lot; images of one
+            part or lot are never on both sides of the split.
+        false_reject_rate: the share of good parts to reject; None is 1 %, or the smallest honest rate if larger.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    detector: DetectorConfiguration = DetectorConfiguration()
+    training: TrainingConfiguration = TrainingConfiguration()
+    bank_size: int = Field(default=8192, ge=1)
+    calibration_fraction: float = Field(default=0.25, gt=0, lt=1)
+    group_pattern: str | None = None
+    false_reject_rate: float | None = Field(default=None, gt=0, lt=1)
+
+
+class Fitted(NamedTuple):
+    """A detector that is not published yet, and the files that were passed over."""
+
+    detector: Detector
+    skipped: list[tuple[Path, str]]
+
+
+def fit(
+    dataset: Dataset,
+    configuration: FitConfiguration,
+    *,
+    device: torch.device,
+    folder: Path,
+    skip_broken: bool = False,
+    stage: Callable[[str], None] = lambda text: None,
+    report: Callable[[Progress], None] | None = None,
+) -> Fitted:
+    """Train a detector of ``dataset``'s good images.
+
+    Args:
+        folder: the run's folder; a checkpoint that lies there is resumed.
+        skip_broken: pass over files that cannot be read.
+        stage: told what is being done.
+        report: told how stage 1 goes.
+
+    Raises:
+        DataError: on images that cannot be read, or too few of them.
+        TrainingError, TrainingInterrupted: see ``Trainer.run``.
+    """
+    settings = configuration.detector
+    stage(f"reading {len(dataset.train)} good images")
+    loaded = load_images(
+        dataset.train, size=settings.geometry.image_size, mode=settings.resize, skip_broken=skip_broken
+    )
+    if len(loaded.paths) < SMALLEST_DATASET:
+        raise DataError(
+            f"{dataset.root} has {len(loaded.paths)} readable good images of {dataset.category}; at least "
+            f"{SMALLEST_DATASET} are needed, 20 or more advised"
+        )
+    _, calibration_paths = split_calibration(
+        loaded.paths,
+        fraction=configuration.calibration_fraction,
+        seed=configuration.training.seed,
+        group_pattern=configuration.group_pattern,
+    )
+    chosen = set(calibration_paths)
+    held_out = np.array([path in chosen for path in loaded.paths])
+    if configuration.false_reject_rate is not None:
+        try:  # before hours of training, not after
+            threshold_rank(len(calibration_paths), configuration.false_reject_rate)
+        except ValueError as error:
+            raise DataError(str(error)) from error
+    images, calibration_images = loaded.images[~held_out], loaded.images[held_out]
+    trainer = Trainer(configuration.training, settings.encoder, settings.geometry, images, device, folder)
+    trainer.resume()
+    stage(f"stage 1: {configuration.training.pretext.name}, from step {trainer.step} of {configuration.training.steps}")
+    encoder = trainer.run(report)
+    stage(f"stage 2: a bank of {configuration.bank_size} embeddings")
+    density = KernelDensity(settings.density, device)
+    scan = Scan(settings, encoder, density, device)
+    density.fit(draw_bank(scan, images, configuration.bank_size, configuration.training.seed))
+    stage(f"calibration on {len(calibration_images)} held-out good images")
+    calibration = calibrate(scan, calibration_images)
+    skipped = [*dataset.skipped, *loaded.skipped]
+    detector = Detector(
+        dataset.category,
+        scan,
+        calibration,
+        calibration.operating_point(configuration.false_reject_rate),
+        data_fingerprint=dataset.fingerprint(),
+        training={
+            "fit": configuration.model_dump(mode="json", exclude={"detector"}),
+            "good_images": len(images),
+            "skipped_images": len(skipped),
+        },
+    )
+    return Fitted(detector, skipped)
+
+
+def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int, seed: int) -> NDArray[np.float32]:
+    """About ``size`` embeddings, the same number from random windows of every image: (n, D)."""
+    random = np.random.default_rng(seed)
+    windows = scan.configuration.geometry.grid_size**2
+    count = min(windows, max(1, round(size / len(images))))
+    parts = []
+    for image in images:
+        chosen = torch.from_numpy(random.choice(windows, count, replace=False)).to(scan.device)
+        parts.append(scan.embed(image[None]).flatten(0, 2)[chosen].cpu().numpy())
+    return np.concatenate(parts)
+
+
+def calibrate(scan: Scan, images: NDArray[np.uint8]) -> Calibration:
+    """Scores of good images that neither the encoder nor the density has seen."""
+    scores, maxima = [], []
+    for image in images:
+        score_maps, anomaly_maps = scan.maps(image[None])
+        scores.append(score_maps.max())
+        maxima.append(anomaly_maps.max())
+    return Calibration(np.asarray(scores, np.float64), np.asarray(maxima, np.float64))
+
+
+def publish(store: ModelStore, detector: Detector, *, activate: bool = True) -> int:
+    """Save the detector as its category's next version; its number."""
+    return store.publish(detector.category, detector.save, activate=activate)

@@ -1,0 +1,40 @@
+"""Pretext tasks: self-supervised objectives. Each has a name, under which configurations know it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from models.geometry import ScanGeometry
+from training.pretext.base import PretextResult, PretextTask
+from training.pretext.cutpaste import CutPaste, CutPasteConfiguration
+from training.pretext.rotation import Rotation, RotationConfiguration
+
+__all__ = [
+    "CutPaste",
+    "CutPasteConfiguration",
+    "PretextConfiguration",
+    "PretextResult",
+    "PretextTask",
+    "Rotation",
+    "RotationConfiguration",
+    "create_pretext",
+]
+
+PretextConfiguration = Annotated[CutPasteConfiguration | RotationConfiguration, Field(discriminator="name")]
+
+
+def create_pretext(
+    configuration: CutPasteConfiguration | RotationConfiguration,
+    *,
+    dimension: int,
+    crop_size: int,
+    geometry: ScanGeometry,
+) -> PretextTask:
+    """The task that the configuration describes, for embeddings of ``dimension`` and crops of ``crop_size`` pixels."""
+    match configuration:
+        case CutPasteConfiguration():
+            return CutPaste(configuration, dimension, crop_size, geometry)
+        case RotationConfiguration():
+            return Rotation(configuration, dimension, crop_size)

@@ -1,0 +1,126 @@
+"""CutPaste at patch level (Li, Sohn, Yoon, Pfister: CutPaste, CVPR 2021): normal, pasted patch or pasted scar."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from models.encoders import Encoder
+from models.geometry import ScanGeometry
+from training.augmentation import colour_jitter
+from training.pretext.base import PretextResult, PretextTask, projection_head, window_vectors
+
+NORMAL, PATCH, SCAR = range(3)
+IGNORED = -100  # cross_entropy's own default
+
+
+class CutPasteConfiguration(BaseModel):
+    """Settings of the three-way task; lengths as fractions of the patch side.
+
+    Attributes:
+        head_depth, head_width: the MLP projection head.
+        jitter: colour jitter of the pasted content.
+        visible: smallest mean difference over the channels, in [0, 1], that counts a pixel as changed.
+        changed: smallest fraction of a window that must be changed to call the window pasted; fewer but some: ignored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["cutpaste"] = "cutpaste"
+    head_depth: int = Field(default=1, ge=0)
+    head_width: int = Field(default=256, ge=1)
+    patch_side: tuple[float, float] = (0.12, 0.65)
+    scar_width: tuple[float, float] = (0.05, 0.2)
+    scar_length: tuple[float, float] = (0.25, 1.0)
+    jitter: float = Field(default=0.3, ge=0, le=0.5)
+    hue: float = Field(default=0.1, ge=0, le=0.5)
+    opacity: tuple[float, float] = (1.0, 1.0)
+    visible: float = Field(default=0.04, ge=0, le=1)
+    changed: float = Field(default=0.01, gt=0, le=1)
+
+
+class CutPaste(PretextTask):
+    """Classifies each window as normal, with a pasted patch, or with a pasted scar.
+
+    What is pasted is cut from another crop, colour-jittered, turned by any angle, and kept only where it visibly
+    differs from what it covers, so that a label never claims a change that cannot be seen. A crop of many windows
+    gives each window the label of what lies inside it.
+    """
+
+    def __init__(
+        self, configuration: CutPasteConfiguration, dimension: int, crop_size: int, geometry: ScanGeometry
+    ) -> None:
+        super().__init__()
+        self.configuration = configuration
+        self.geometry = geometry
+        self.crop_size = crop_size
+        self.augment = colour_jitter(0.1)
+        self.jitter = colour_jitter(configuration.jitter, hue=configuration.hue)
+        self.head = projection_head(dimension, configuration.head_depth, configuration.head_width, 3)
+
+    def forward(self, encoder: Encoder, crops: Tensor) -> PretextResult:
+        """Loss and accuracy of the three-way classifier on (B, 3, C, C) crops."""
+        with torch.no_grad():
+            pasted, labels = self.paste(self.augment(crops))
+        logits = self.head(window_vectors(encoder.features(pasted)))
+        flat = labels.flatten()
+        counted = flat != IGNORED
+        accuracy = (logits.argmax(dim=1) == flat)[counted].float().mean()
+        return PretextResult(F.cross_entropy(logits, flat), accuracy)
+
+    def paste(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Paste foreign content into a third of the crops each as patch and as scar.
+
+        Args:
+            crops: (B, 3, C, C) in [0, 1].
+
+        Returns:
+            The crops (B, 3, C, C) and the labels (B, h, w) of their windows: 0, 1, 2, or -100 for undecided.
+        """
+        kind = torch.randint(3, (len(crops), 1, 1), device=crops.device)
+        mask, content = self._foreign(crops, kind)
+        difference = (content - crops).abs().mean(dim=1)  # (B, C, C)
+        changed = mask & (difference > self.configuration.visible) & (kind != NORMAL)
+        pasted = torch.where(changed[:, None], content, crops)
+        return pasted, self._labels(changed, kind)
+
+    def _foreign(self, crops: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+        """A turned rectangle (B, C, C), long and thin for scars, and the content (B, 3, C, C) to show through it."""
+        batch, size = len(crops), self.crop_size
+
+        def uniform(low: float, high: float) -> Tensor:
+            return torch.empty(batch, 1, 1, device=crops.device).uniform_(low, high)
+
+        def log_uniform(limits: tuple[float, float]) -> Tensor:
+            return uniform(math.log(limits[0]), math.log(limits[1])).exp() * self.geometry.patch_size
+
+        settings, scar = self.configuration, kind == SCAR
+        length = torch.where(scar, log_uniform(settings.scar_length), log_uniform(settings.patch_side))
+        width = torch.where(scar, log_uniform(settings.scar_width), log_uniform(settings.patch_side))
+        position = torch.arange(size, device=crops.device) + 0.5
+        x = position[None, None, :] - uniform(0, size)  # (B, 1, C), from the rectangle's centre
+        y = position[None, :, None] - uniform(0, size)  # (B, C, 1)
+        u, v = _turned(x, y, uniform(0, math.pi))
+        mask = (u.abs() <= length / 2) & (v.abs() <= width / 2)
+        source_u, source_v = _turned(x, y, uniform(0, 2 * math.pi))
+        grid = torch.stack([source_u + uniform(0, size), source_v + uniform(0, size)], dim=3)  # (B, C, C, 2) in pixels
+        sources = self.jitter(crops[torch.randperm(batch, device=crops.device)])
+        content = F.grid_sample(sources, grid * (2 / size) - 1, padding_mode="reflection", align_corners=False)
+        opacity = uniform(*settings.opacity)[:, None]
+        return mask, torch.lerp(crops, content, opacity)
+
+    def _labels(self, changed: Tensor, kind: Tensor) -> Tensor:
+        fraction = F.avg_pool2d(changed[:, None].float(), self.geometry.patch_size, self.geometry.stride)[:, 0]
+        labels = torch.where(fraction >= self.configuration.changed, kind, IGNORED)
+        return torch.where(fraction == 0, NORMAL, labels)
+
+
+def _turned(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates of (x, y) in axes turned by ``angle``: broadcasts to (B, C, C)."""
+    cosine, sine = angle.cos(), angle.sin()
+    return x * cosine + y * sine, y * cosine - x * sine

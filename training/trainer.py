@@ -1,0 +1,307 @@
+"""Stage 1: the encoder learns a pretext task on random crops of good images (Sohn et al., appendix A.4)."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from models.encoders import Encoder, EncoderConfiguration, create_encoder
+from models.geometry import ScanGeometry
+from training.pretext import CutPasteConfiguration, PretextConfiguration, create_pretext
+
+CHECKPOINT_FILE = "checkpoint.pt"
+LOG_FILE = "log.jsonl"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+class TrainingInterrupted(Exception):
+    """Training was asked to stop and left a checkpoint to resume from."""
+
+
+class TrainingConfiguration(BaseModel):
+    """Settings of stage 1. Optimizer: SGD with momentum and one cosine cycle of the learning rate down to 0.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: crops a step.
+        crop_patches: side of a crop in patches; 1 is the paper's, larger ones train many windows in one pass.
+        precision: ``auto`` is bfloat16 autocast where the processor or GPU computes in it, else float32.
+        checkpoint_seconds: time between checkpoints.
+        log_steps: steps between two lines of the log.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pretext: PretextConfiguration = CutPasteConfiguration()
+    steps: int = Field(default=1500, ge=1)
+    batch_size: int = Field(default=48, ge=2)
+    crop_patches: int = Field(default=2, ge=1)
+    learning_rate: float = Field(default=0.03, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=3e-4, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(default=0, ge=0)
+    checkpoint_seconds: float = Field(default=60, gt=0)
+    log_steps: int = Field(default=10, ge=1)
+
+
+class Progress(NamedTuple):
+    """Where training stands after ``step`` steps; loss and accuracy are means since the last report."""
+
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+    seconds_left: float
+
+
+class Trainer:
+    """Trains one encoder; a run folder holds its checkpoint and its log.
+
+    Args:
+        configuration: the schedule and the pretext task.
+        encoder: which network.
+        geometry: patch size and stride.
+        images: (N, S, S, 3) uint8 good images at the detector's input size.
+        device: where to train.
+        folder: the run's folder; made where it is missing.
+
+    Raises:
+        TrainingError: if the crops are larger than the images.
+    """
+
+    def __init__(
+        self,
+        configuration: TrainingConfiguration,
+        encoder: EncoderConfiguration,
+        geometry: ScanGeometry,
+        images: NDArray[np.uint8],
+        device: torch.device,
+        folder: Path,
+    ) -> None:
+        self.configuration = configuration
+        self.device = device
+        self.folder = folder
+        self.crop_size = configuration.crop_patches * geometry.patch_size
+        if self.crop_size > images.shape[1]:
+            raise TrainingError(
+                f"crop_patches {configuration.crop_patches} makes crops of {self.crop_size} pixels, larger than the "
+                f"{images.shape[1]}-pixel images; accepted: at most {images.shape[1] // geometry.patch_size}"
+            )
+        torch.manual_seed(configuration.seed)
+        self._images = torch.from_numpy(images).to(device)
+        network = create_encoder(encoder, geometry)
+        self.encoder: Encoder = network.to(device).to(memory_format=torch.channels_last)
+        self._task = create_pretext(
+            configuration.pretext, dimension=network.dimension, crop_size=self.crop_size, geometry=geometry
+        ).to(device)
+        self._optimizer = torch.optim.SGD(
+            [*self.encoder.parameters(), *self._task.parameters()],
+            lr=configuration.learning_rate,
+            momentum=configuration.momentum,
+            weight_decay=configuration.weight_decay,
+        )
+        self._autocast = _uses_bfloat16(configuration.precision, device)
+        self.step = 0
+        # Everything that must be the same for a resumed run to be the same run.
+        self._identity = json.dumps(
+            {
+                "training": configuration.model_dump(mode="json", exclude={"checkpoint_seconds", "log_steps"}),
+                "encoder": encoder.model_dump(mode="json"),
+                "geometry": geometry.model_dump(mode="json"),
+                "images": [len(images), int(images.sum(dtype=np.uint64))],
+            },
+            sort_keys=True,
+        )
+
+    def resume(self) -> bool:
+        """Continue from the folder's checkpoint; False where there is none.
+
+        Raises:
+            TrainingError: if the checkpoint belongs to a run with other settings or images.
+        """
+        path = self.folder / CHECKPOINT_FILE
+        if not path.exists():
+            return False
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["identity"] != self._identity:
+            raise TrainingError(
+                f"{path} is a checkpoint of a run with other settings or images; resume with the same ones, or start "
+                f"afresh without resuming. Its: {state['identity']} - now: {self._identity}"
+            )
+        self.encoder.load_state_dict(state["encoder"])
+        self._task.load_state_dict(state["task"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        return True
+
+    def run(self, report: Callable[[Progress], None] | None = None) -> Encoder:
+        """Train to the last step.
+
+        Args:
+            report: called every ``log_steps`` steps.
+
+        Returns:
+            The trained encoder, in evaluation mode.
+
+        Raises:
+            TrainingInterrupted: on SIGINT or SIGTERM, after a checkpoint.
+            TrainingError: if the loss is not finite.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.encoder.train()
+        with _stop_signal() as stop, self._open_log() as log:
+            self._run(stop, log, report)
+        return self.encoder.eval()
+
+    def _run(self, stop: threading.Event, log: TextIO, report: Callable[[Progress], None] | None) -> None:
+        settings = self.configuration
+        started, first = time.monotonic(), self.step
+        saved = started
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, accuracy since the last line
+        counted = 0
+        while self.step < settings.steps:
+            sums += self._train_step()
+            counted += 1
+            if self.step % settings.log_steps == 0 or self.step == settings.steps:
+                loss, accuracy = (sums / counted).tolist()
+                self._check(loss)
+                speed = (self.step - first) / (time.monotonic() - started)
+                progress = Progress(
+                    self.step,
+                    settings.steps,
+                    loss,
+                    accuracy,
+                    speed * settings.batch_size,
+                    (settings.steps - self.step) / speed,
+                )
+                print(json.dumps(progress._asdict()), file=log, flush=True)
+                if report:
+                    report(progress)
+                sums.zero_()
+                counted = 0
+                # Only here, where the loss was just seen to be finite: a checkpoint is never one of a broken run.
+                if time.monotonic() - saved > settings.checkpoint_seconds or self.step == settings.steps:
+                    self.save_checkpoint()
+                    saved = time.monotonic()
+            if stop.is_set():
+                self._check(float(sums[0]))
+                self.save_checkpoint()
+                path = self.folder / CHECKPOINT_FILE
+                raise TrainingInterrupted(f"stopped after step {self.step} of {settings.steps}; resume from {path}")
+
+    def _open_log(self) -> TextIO:
+        """The log, without what a killed run wrote after its last checkpoint: those steps are run again."""
+        path = self.folder / LOG_FILE
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        path.write_text(
+            "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step)
+        )
+        return path.open("a")
+
+    def _train_step(self) -> Tensor:
+        """One optimizer step; loss and accuracy, (2,) on the device, so that nothing waits for them."""
+        settings = self.configuration
+        rate = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / settings.steps))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        crops = self._crops()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            loss, accuracy = self._task(self.encoder, crops)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        self.step += 1
+        return torch.stack([loss.detach().double(), accuracy.detach().double()])
+
+    def _crops(self) -> Tensor:
+        """Random crops of random images: (B, 3, C, C) in [0, 1]."""
+        count, side, crop = self.configuration.batch_size, self._images.shape[1], self.crop_size
+        image = torch.randint(len(self._images), (count, 1, 1))
+        top, left = torch.randint(side - crop + 1, (2, count, 1, 1))
+        offset = torch.arange(crop)
+        crops = self._images[image, top + offset[:, None], left + offset]  # (B, C, C, 3)
+        return crops.permute(0, 3, 1, 2).float() / 255
+
+    def save_checkpoint(self) -> None:
+        """Write the whole state beside the old checkpoint, then put it in its place."""
+        state: dict[str, Any] = {
+            "identity": self._identity,
+            "step": self.step,
+            "encoder": self.encoder.state_dict(),
+            "task": self._task.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        path = self.folder / CHECKPOINT_FILE
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} by step {self.step}; lower the learning rate "
+                f"(now {self.configuration.learning_rate:g}) or train in float32; the last checkpoint is kept"
+            )
+
+
+def _uses_bfloat16(precision: str, device: torch.device) -> bool:
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # torch has no public question for it; float32 where a later torch drops these.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Set by SIGINT or SIGTERM, so that a step is never cut in half; a second signal acts as it did before."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def on_signal(number: int, frame: object) -> None:
+        stop.set()
+        restore()
+
+    for number in previous:
+        signal.signal(number, on_signal)
+    try:
+        yield stop
+    finally:
+        restore()
