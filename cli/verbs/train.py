@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,7 @@ def _train(category: str, configuration: FitConfiguration, options: argparse.Nam
         if not options.restart:
             raise UsageError(f"{folder} holds an interrupted run: go on with it (--resume) or discard it (--restart)")
         shutil.rmtree(folder)
+    started = time.monotonic()
     with training_bar() as bar:
         detector, skipped = fit(
             dataset,
@@ -126,10 +128,16 @@ def _train(category: str, configuration: FitConfiguration, options: argparse.Nam
     point = detector.operating_point
     low, high = detector.calibration.rate_interval(point.false_reject_rate)
     say(
-        f"{category}: version {version} published{'' if options.no_activate else ' and active'}; image threshold "
+        f"{category}: version {version} published{'' if options.no_activate else ' and active'} after "
+        f"{time.monotonic() - started:.0f} s; image threshold "
         f"{point.image_threshold:.4f} for a false-reject rate of {point.false_reject_rate:.2%} "
         f"(true rate, 90 % interval: {low:.2%} to {high:.2%}, from {len(detector.calibration)} images)"
     )
-    return {"category": category, "version": version, "skipped": len(skipped), **point.model_dump(mode="json")} | {
-        "false_reject_rate_interval": [low, high]
+    return {
+        "category": category,
+        "version": version,
+        "skipped": len(skipped),
+        "seconds": time.monotonic() - started,
+        **point.model_dump(mode="json"),
+        "false_reject_rate_interval": [low, high],
     }

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# What a host with a GPU is asked for: correctness on CUDA, the scan benchmark, and both encoders trained on real parts.
+#
+#   benchmarks/gpu.sh DATA OUT [CATEGORY...]
+#
+# DATA holds the categories in MVTec AD's layout; OUT receives logs, models and reports. A run that was cut short goes
+# on where it stood when it is started again with the same OUT. PLUMBLINE and PYTHON name other programs than those on
+# the path, for example PLUMBLINE='python3 -m cli.main'.
+set -euo pipefail
+data=${1:?the folder of the categories}
+out=${2:?the folder for the results}
+shift 2
+categories=("${@:-bottle}")
+read -ra plumbline <<<"${PLUMBLINE:-plumbline}"
+python=${PYTHON:-python3}
+mkdir -p "$out"
+
+"$python" -m pytest -m cuda -rs -p no:cacheprovider 2>&1 | tee "$out/tests.log"
+"${plumbline[@]}" benchmark scan --device cuda --json | tee "$out/scan.txt"
+
+# The paper's encoder, task and optimizer (section 4.2, appendix A.4); it does not give the number of patches, so the
+# number of steps is ours.
+paper=(--encoder resnet18_patch --pretext rotation --crop-patches 1 --batch-size 64 --learning-rate 0.01 --steps 20000)
+for category in "${categories[@]}"; do
+  for name in dense paper; do
+    settings=()
+    [ "$name" = paper ] && settings=("${paper[@]}")
+    models="$out/models-$name"
+    [ -e "$out/report-$name-$category/metrics.json" ] && continue
+    "${plumbline[@]}" train "$category" --data "$data" --models "$models" --runs "$out/runs-$name" \
+      --device cuda --resume --json "${settings[@]}" 2>&1 | tee -a "$out/train-$name-$category.log"
+    "${plumbline[@]}" evaluate "$category" --data "$data" --models "$models" --device cuda \
+      --out "$out/report-$name-$category" | tee "$out/evaluate-$name-$category.txt"
+  done
+done

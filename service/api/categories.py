@@ -1,0 +1,54 @@
+"""What the service can inspect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from service.errors import UNKNOWN_CATEGORY, problem_responses
+from service.inspection import service_of
+from service.registry import Category, CategoryState
+
+router = APIRouter(prefix="/v1/categories", tags=["categories"])
+
+
+class CategorySummary(BaseModel):
+    """A category of the model store."""
+
+    category: str
+    state: CategoryState = Field(description="only a category that is ready scores")
+    version: int | None = Field(default=None, description="the active version, if there is one")
+    reason: str | None = Field(default=None, description="why it failed to load")
+
+
+class CategoryDetails(CategorySummary):
+    """A category, and its detector where that is ready."""
+
+    detector: dict[str, Any] | None = Field(default=None, description="what the detector is and how it decides")
+
+
+class CategoryList(BaseModel):
+    categories: list[CategorySummary]
+
+
+@router.get("", responses=problem_responses(), response_model_exclude_none=True)
+async def list_categories(request: Request) -> CategoryList:
+    """Every category, by name."""
+    return CategoryList(categories=[summary(category) for category in service_of(request).registry.categories()])
+
+
+@router.get("/{category}", responses=problem_responses(UNKNOWN_CATEGORY), response_model_exclude_none=True)
+async def show_category(category: str, request: Request) -> CategoryDetails:
+    """One category and its detector."""
+    entry = service_of(request).registry.category(category)
+    detector = None if entry.detector is None else entry.detector.description()
+    return CategoryDetails(**summary(entry).model_dump(), detector=detector)
+
+
+def summary(category: Category) -> CategorySummary:
+    """A category as the API shows it."""
+    return CategorySummary(
+        category=category.name, state=category.state, version=category.version, reason=category.reason
+    )

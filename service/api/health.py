@@ -1,0 +1,54 @@
+"""Whether the service lives, whether it can take requests, and its metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
+
+from service.api.categories import CategorySummary, summary
+from service.inspection import service_of
+
+router = APIRouter(tags=["operation"])
+
+
+class Health(BaseModel):
+    healthy: bool
+    reason: str | None = Field(default=None, description="why not")
+
+
+class Readiness(BaseModel):
+    ready: bool
+    reason: str | None = Field(default=None, description="why not")
+    categories: list[CategorySummary]
+
+
+@router.get("/healthz", responses={503: {"model": Health}}, response_model_exclude_none=True)
+async def healthz(request: Request, response: Response) -> Health:
+    """200 where the process and its worker live; 503 where only a restart helps."""
+    failure = service_of(request).worker.failure()
+    response.status_code = 200 if failure is None else 503
+    return Health(healthy=failure is None, reason=failure)
+
+
+@router.get("/readyz", responses={503: {"model": Readiness}}, response_model_exclude_none=True)
+async def readyz(request: Request, response: Response) -> Readiness:
+    """200 where every model was tried and at least one has scored a warm-up image."""
+    service = service_of(request)
+    obstacle = service.worker.failure() or service.registry.not_ready()
+    response.status_code = 200 if obstacle is None else 503
+    return Readiness(
+        ready=obstacle is None,
+        reason=obstacle,
+        categories=[summary(category) for category in service.registry.categories()],
+    )
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    service = service_of(request)
+    service.telemetry.queue_depth.set(service.worker.depth)
+    service.telemetry.worker_up.set(service.worker.failure() is None)
+    return Response(generate_latest(service.telemetry.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,201 @@
+"""Scoring one image: as numbers, or as a picture."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.prediction import Region, Verdict
+from service.errors import (
+    CATEGORY_UNAVAILABLE,
+    IMAGE_TOO_LARGE,
+    INVALID_REQUEST,
+    MALFORMED_MULTIPART,
+    QUEUE_FULL,
+    SCORE_TIMEOUT,
+    UNKNOWN_CATEGORY,
+    UNREADABLE_IMAGE,
+    UNSUPPORTED_IMAGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    UPLOAD_TIMEOUT,
+    UPLOAD_TOO_LARGE,
+    WORKER_UNAVAILABLE,
+    problem_responses,
+)
+from service.inspection import Inspection, Service, in_pool, inspect, service_of, timed
+from service.rendering import (
+    DEFAULT_OPACITY,
+    SCALE_END,
+    SCALE_START,
+    colour_scale,
+    render_overlay,
+    render_raw,
+)
+from service.uploads import REQUEST_BODY
+
+router = APIRouter(prefix="/v1/categories/{category}", tags=["scoring"])
+
+_PROBLEMS = problem_responses(
+    MALFORMED_MULTIPART,
+    UNKNOWN_CATEGORY,
+    UPLOAD_TIMEOUT,
+    UPLOAD_TOO_LARGE,
+    IMAGE_TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    UNSUPPORTED_IMAGE,
+    INVALID_REQUEST,
+    UNREADABLE_IMAGE,
+    CATEGORY_UNAVAILABLE,
+    QUEUE_FULL,
+    WORKER_UNAVAILABLE,
+    SCORE_TIMEOUT,
+)
+
+
+class ScoreQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    map: bool = Field(default=False, description="add the score map")
+
+
+class HeatmapQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    style: Literal["overlay", "raw"] = Field(
+        default="overlay",
+        description=f"overlay: colours over the original image, from {SCALE_START} to {SCALE_END} times the pixel "
+        "threshold, nothing below, regions outlined in white. raw: the anomaly map as computed, at the detector's "
+        "input size, 16-bit grayscale: value = X-Plumbline-Map-Minimum + code * X-Plumbline-Map-Step",
+    )
+    opacity: float = Field(default=DEFAULT_OPACITY, ge=0, le=1, description="of the overlay's colours")
+
+
+class ImageSize(BaseModel):
+    """Size of the image as displayed, after its EXIF orientation."""
+
+    width: int
+    height: int
+
+
+class Times(BaseModel):
+    """Milliseconds by stage."""
+
+    upload: float = Field(description="reading the request's body")
+    decode: float = Field(description="decoding the image, the wait for a decoder included")
+    queue: float = Field(description="waiting for the worker")
+    score: float = Field(description="on the worker")
+    total: float = Field(description="from the request's head to the score")
+
+
+class Score(BaseModel):
+    """One inspection. Scores: higher is more anomalous. Regions are in pixels of the image as displayed."""
+
+    id: UUID
+    category: str
+    version: int | None
+    image_score: float
+    threshold: float = Field(description="image scores above it are defective")
+    pixel_threshold: float = Field(description="the anomaly map's values above it form regions")
+    p_value: float = Field(description="share of good parts at least as anomalous (split conformal)")
+    verdict: Verdict
+    regions: tuple[Region, ...]
+    image: ImageSize
+    times: Times
+    score_map: list[list[float]] | None = Field(default=None, description="score of every window, if asked for")
+
+
+class PngResponse(Response):
+    media_type = "image/png"
+
+
+@router.post("/score", responses=_PROBLEMS, response_model_exclude_none=True, openapi_extra=REQUEST_BODY)
+async def score(category: str, query: Annotated[ScoreQuery, Query()], request: Request) -> Score:
+    """Score one image, sent as the multipart field `image` or as the request's body."""
+    inspection = await inspect(request, category)
+    _count(service_of(request), category, inspection, "score")
+    detector, prediction = inspection.detector, inspection.prediction
+    height, width = inspection.image.shape[:2]
+    return Score(
+        id=inspection.id,
+        category=category,
+        version=detector.version,
+        image_score=prediction.image_score,
+        threshold=detector.operating_point.image_threshold,
+        pixel_threshold=detector.operating_point.pixel_threshold,
+        p_value=prediction.p_value,
+        verdict=prediction.verdict,
+        regions=prediction.regions,
+        image=ImageSize(width=width, height=height),
+        times=Times(**{stage: round(1000 * seconds, 3) for stage, seconds in inspection.seconds.items()}),
+        score_map=prediction.score_map.tolist() if query.map else None,
+    )
+
+
+_HEADERS = {
+    "Id": "id of the inspection",
+    "Category": "category",
+    "Version": "version of the detector",
+    "Image-Score": "image score",
+    "Threshold": "image scores above it are defective",
+    "Pixel-Threshold": "the anomaly map's values above it form regions",
+    "P-Value": "share of good parts at least as anomalous",
+    "Verdict": "verdict",
+    "Image-Size": "width x height of the image as displayed",
+    "Scale-Start": "overlay: the anomaly map's value at the first colour",
+    "Scale-End": "overlay: its value at the last colour",
+    "Map-Minimum": "raw: the value of code 0",
+    "Map-Step": "raw: the value between one code and the next",
+    "Map-Content": "raw: x,y,width,height of the image inside the map",
+}
+
+_PNG: dict[str, Any] = {
+    "description": "The picture; the numbers are in the headers, as /score names them.",
+    "headers": {
+        f"X-Plumbline-{name}": {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
+    },
+}
+
+
+@router.post("/heatmap", responses={200: _PNG, **_PROBLEMS}, response_class=PngResponse, openapi_extra=REQUEST_BODY)
+async def heatmap(category: str, query: Annotated[HeatmapQuery, Query()], request: Request) -> Response:
+    """Show where one image deviates; the input is that of `/score`."""
+    inspection = await inspect(request, category)
+    service = service_of(request)
+    _count(service, category, inspection, "heatmap")
+    prediction, operating_point = inspection.prediction, inspection.detector.operating_point
+    threshold = operating_point.pixel_threshold
+    height, width = inspection.image.shape[:2]
+    facts: dict[str, object] = {
+        "Category": category,
+        "Version": inspection.detector.version,
+        "Image-Score": prediction.image_score,
+        "Threshold": operating_point.image_threshold,
+        "Pixel-Threshold": threshold,
+        "P-Value": prediction.p_value,
+        "Verdict": prediction.verdict,
+        "Image-Size": f"{width}x{height}",
+    }
+    seconds: dict[str, float] = {}
+    with timed(seconds, "render"):
+        if query.style == "raw":
+            raw = await in_pool(service, partial(render_raw, prediction.anomaly_map))
+            box = prediction.placement.content
+            content = f"{box.x},{box.y},{box.width},{box.height}"
+            facts |= {"Map-Minimum": raw.minimum, "Map-Step": raw.step, "Map-Content": content}
+            png = raw.png
+        else:
+            draw = partial(render_overlay, inspection.image, prediction, threshold, query.opacity)
+            facts["Scale-Start"], facts["Scale-End"] = colour_scale(threshold)
+            png = await in_pool(service, draw)
+    service.telemetry.stages.labels("render").observe(seconds["render"])
+    return PngResponse(png, headers={f"X-Plumbline-{name}": str(value) for name, value in facts.items()})
+
+
+def _count(service: Service, category: str, inspection: Inspection, output: str) -> None:
+    verdict, version = inspection.prediction.verdict, inspection.detector.version
+    service.telemetry.verdicts.labels(category, version, verdict, output).inc()

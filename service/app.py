@@ -1,0 +1,70 @@
+"""The application: its parts, its routes, and what happens when it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from importlib import metadata
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from models.device import set_threads
+from models.store import ModelStore
+from service.api import categories, health, scoring
+from service.errors import install_error_handlers
+from service.inspection import Service
+from service.middleware import RequestMiddleware
+from service.registry import Registry
+from service.settings import Settings
+from service.telemetry import Telemetry
+from service.worker import Worker
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Build the application; it loads models when it starts, and answers while it does."""
+    telemetry = Telemetry()
+    worker = Worker(settings.queue_size)
+    service = Service(
+        settings=settings,
+        telemetry=telemetry,
+        worker=worker,
+        registry=Registry(ModelStore(settings.models), worker, telemetry, settings.device),
+        images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.registry.discover()
+        worker.start()
+        loading = asyncio.create_task(_start(service))
+        yield
+        loading.cancel()
+        with suppress(asyncio.CancelledError):
+            await loading
+        await asyncio.to_thread(worker.stop)
+        service.images.shutdown(wait=False, cancel_futures=True)
+
+    # FastAPI's own pages of documentation load their scripts from the internet, which a plant does not have.
+    app: FastAPI = FastAPIOffline(
+        title="Plumbline",
+        summary="Visual inspection learned from images of good parts only",
+        version=metadata.version("plumbline"),
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.add_middleware(RequestMiddleware, telemetry=telemetry)
+    install_error_handlers(app)
+    for router in (scoring.router, categories.router, health.router):
+        app.include_router(router)
+    return app
+
+
+async def _start(service: Service) -> None:
+    if (threads := service.settings.threads) is not None:
+        # On the worker: FAISS and torch keep a count per calling thread.
+        await service.worker.run(lambda: set_threads(threads), time_limit_s=None)
+    await service.registry.load()

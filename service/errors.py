@@ -1,0 +1,195 @@
+"""Every error answer of the service has one shape: RFC 9457 problem details."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+PROBLEM_JSON = "application/problem+json"
+
+# What nginx logs for a client that left before its answer; nobody receives it.
+_CLIENT_CLOSED_REQUEST = 499
+
+# An answer must not grow with what a client sends wrong.
+_LONGEST_QUOTE = 80
+_MOST_FAULTS = 10
+
+
+@dataclass(frozen=True)
+class ProblemKind:
+    """A kind of error: ``slug`` ends its type URI."""
+
+    slug: str
+    status: int
+    title: str
+
+    @property
+    def type(self) -> str:
+        return f"urn:plumbline:problem:{self.slug}"
+
+
+MALFORMED_MULTIPART = ProblemKind("malformed-multipart", 400, "The multipart body cannot be read")
+UNKNOWN_CATEGORY = ProblemKind("unknown-category", 404, "There is no such category")
+NOT_FOUND = ProblemKind("not-found", 404, "There is no such address")
+METHOD_NOT_ALLOWED = ProblemKind("method-not-allowed", 405, "The method is not allowed here")
+UPLOAD_TIMEOUT = ProblemKind("upload-timeout", 408, "The upload took too long")
+UPLOAD_TOO_LARGE = ProblemKind("upload-too-large", 413, "The upload has too many bytes")
+IMAGE_TOO_LARGE = ProblemKind("image-too-large", 413, "The image has too many pixels")
+UNSUPPORTED_MEDIA_TYPE = ProblemKind("unsupported-media-type", 415, "The content type is not accepted")
+UNSUPPORTED_IMAGE = ProblemKind("unsupported-image", 415, "The image format is not accepted")
+INVALID_REQUEST = ProblemKind("invalid-request", 422, "The request is not valid")
+UNREADABLE_IMAGE = ProblemKind("unreadable-image", 422, "The upload cannot be read as an image")
+INTERNAL_ERROR = ProblemKind("internal-error", 500, "The service made a mistake")
+CATEGORY_UNAVAILABLE = ProblemKind("category-unavailable", 503, "The category is not available")
+QUEUE_FULL = ProblemKind("queue-full", 503, "Too many images are waiting")
+WORKER_UNAVAILABLE = ProblemKind("worker-unavailable", 503, "The worker cannot score")
+SCORE_TIMEOUT = ProblemKind("score-timeout", 503, "The score took too long")
+
+
+class InvalidParameter(BaseModel):
+    """One value of a request that is not valid."""
+
+    location: str = Field(description="where it is, such as query.opacity")
+    message: str
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457)."""
+
+    type: str = Field(description="a URN that names the kind of problem")
+    title: str = Field(description="the kind of problem in words, the same for every occurrence")
+    status: int = Field(description="the HTTP status")
+    detail: str = Field(description="what is wrong this time, what is accepted, what to do")
+    instance: str = Field(description="a URN with the request's id, under which the service logged it")
+    errors: list[InvalidParameter] | None = Field(default=None, description="the values that are not valid")
+
+
+class ProblemError(Exception):
+    """Ends a request with a problem."""
+
+    def __init__(self, kind: ProblemKind, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        self.kind = kind
+        self.detail = detail
+        self.headers = headers
+        super().__init__(detail)
+
+
+def problem_response(
+    request: Request,
+    kind: ProblemKind,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    errors: list[InvalidParameter] | None = None,
+) -> Response:
+    """The answer to a request that failed."""
+    problem = Problem(
+        type=kind.type,
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        instance=f"urn:uuid:{request.state.id}",
+        errors=errors,
+    )
+    request.state.log["problem"] = kind.slug
+    content = problem.model_dump(exclude_none=True)
+    return JSONResponse(content, status_code=kind.status, headers=headers, media_type=PROBLEM_JSON)
+
+
+def problem_responses(*kinds: ProblemKind) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of the problems that a route may answer with."""
+    titles: dict[int | str, list[str]] = {}
+    for kind in (*kinds, INTERNAL_ERROR):
+        titles.setdefault(kind.status, []).append(f"{kind.title} (`{kind.slug}`)")
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": "; ".join(texts), "content": {PROBLEM_JSON: {"schema": schema}}}
+        for status, texts in titles.items()
+    }
+
+
+def quote(text: str) -> str:
+    """A client's text for a message: escaped, and cut where it is long."""
+    return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every error of the application with a problem, and describe that shape in its OpenAPI document."""
+    app.add_exception_handler(ProblemError, _on_problem)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        if "Problem" not in schemas:
+            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(problem.pop("$defs"), Problem=problem)
+            _remove_validation_errors(document)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
+
+
+def _remove_validation_errors(document: dict[str, Any]) -> None:
+    """Take out the 422 that FastAPI adds to every route with a parameter, though its shape is not what we send."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+
+
+async def _on_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProblemError)
+    return problem_response(request, error.kind, error.detail, headers=error.headers)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: an unknown address or a wrong method."""
+    assert isinstance(error, HTTPException)
+    asked = f"{request.method} {quote(request.url.path)}"
+    if error.status_code == METHOD_NOT_ALLOWED.status:
+        allowed = (error.headers or {}).get("Allow", "")
+        return problem_response(
+            request, METHOD_NOT_ALLOWED, f"{asked} is not possible; use {allowed}", headers=error.headers
+        )
+    if error.status_code == NOT_FOUND.status:
+        return problem_response(request, NOT_FOUND, f"there is no {asked}; there is {_routes(request)}, and /docs")
+    kind = ProblemKind("http-error", error.status_code, "The request was refused")
+    return problem_response(request, kind, str(error.detail), headers=error.headers)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = [_invalid_parameter(fault) for fault in error.errors()[:_MOST_FAULTS]]
+    detail = "; ".join(f"{problem.location}: {problem.message}" for problem in errors)
+    return problem_response(request, INVALID_REQUEST, detail, errors=errors)
+
+
+def _invalid_parameter(fault: dict[str, Any]) -> InvalidParameter:
+    location = ".".join(str(part) for part in fault["loc"])
+    return InvalidParameter(
+        location=location[:_LONGEST_QUOTE], message=f"{fault['msg']}, not {quote(str(fault['input']))}"
+    )
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+def _routes(request: Request) -> str:
+    paths = request.app.openapi()["paths"]
+    return ", ".join(f"{method.upper()} {path}" for path, methods in paths.items() for method in methods)

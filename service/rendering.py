@@ -1,0 +1,87 @@
+"""Pictures of a prediction: pure functions from arrays to PNG bytes.
+
+The colour scale is the category's, fixed in multiples of its pixel threshold, so that two parts compare by eye: turbo
+from SCALE_START to SCALE_END times the threshold. Nothing is drawn below its start, and its last colour stands for all
+above its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from cv2.typing import MatLike
+from numpy.typing import NDArray
+
+from models.prediction import Prediction
+
+SCALE_START, SCALE_END = 0.5, 2.0
+DEFAULT_OPACITY = 0.5
+
+_CODES = 65535  # of a 16-bit image
+_OUTLINE = (255, 255, 255)
+_OUTLINE_SHARE = 0.003  # of the longer side: visible when the image is scaled down to a screen
+
+
+@dataclass(frozen=True)
+class RawMap:
+    """A 16-bit grayscale PNG of an anomaly map: value = minimum + code * step."""
+
+    png: bytes
+    minimum: float
+    step: float
+
+
+def colour_scale(pixel_threshold: float) -> tuple[float, float]:
+    """The anomaly map's values at the start and at the end of the colour scale; a threshold below 0 keeps the order."""
+    magnitude = abs(pixel_threshold) or 1.0
+    return pixel_threshold - (1 - SCALE_START) * magnitude, pixel_threshold + (SCALE_END - 1) * magnitude
+
+
+def render_overlay(
+    image: NDArray[np.uint8], prediction: Prediction, pixel_threshold: float, opacity: float = DEFAULT_OPACITY
+) -> bytes:
+    """Draw the anomaly map over the original image, and a white line around each region.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, the original that was scored.
+        prediction: of that image.
+        pixel_threshold: of the operating point that made the prediction's regions.
+        opacity: of the colours, 0 (the image alone) to 1.
+
+    Returns:
+        A PNG of the original's size.
+    """
+    picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    if opacity > 0:
+        start, end = colour_scale(pixel_threshold)
+        values = prediction.placement.map_to_original(prediction.anomaly_map)
+        drawn = (values >= start).astype(np.uint8)
+        codes = (255 * np.clip((values - start) / (end - start), 0, 1)).astype(np.uint8)
+        colours = cv2.applyColorMap(codes, cv2.COLORMAP_TURBO)
+        cv2.copyTo(cv2.addWeighted(picture, 1 - opacity, colours, opacity, 0), drawn, picture)
+        thickness = max(1, round(_OUTLINE_SHARE * max(image.shape[:2])))
+        outlines = [np.array([(point.x, point.y) for point in region.contour]) for region in prediction.regions]
+        cv2.polylines(picture, outlines, isClosed=True, color=_OUTLINE, thickness=thickness)
+    return _encode(picture)
+
+
+def render_raw(anomaly_map: NDArray[np.float32]) -> RawMap:
+    """Store an anomaly map as an image, from its own minimum to its own maximum, to within half a step.
+
+    Args:
+        anomaly_map: (H, W) float32, at the resolution that the detector computed: not interpolated to the original.
+    """
+    values = anomaly_map.astype(np.float64)
+    minimum = float(values.min())
+    step = (float(values.max()) - minimum) / _CODES
+    codes = np.rint((values - minimum) / step) if step > 0 else np.zeros(values.shape)
+    return RawMap(png=_encode(codes.astype(np.uint16)), minimum=minimum, step=step)
+
+
+def _encode(picture: MatLike) -> bytes:
+    encoded, png = cv2.imencode(".png", picture)
+    if not encoded:
+        raise RuntimeError(f"OpenCV could not encode an image of shape {picture.shape}")
+    return png.tobytes()

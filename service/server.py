@@ -1,0 +1,94 @@
+"""Serving the application over HTTP, from the main thread or beside other work."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from fastapi import FastAPI
+
+from models.device import DeviceError, resolve_device
+from service.app import create_app
+from service.settings import Settings, SettingsError
+from service.telemetry import configure_logging
+
+# With the worker's own limit this stays below the 30 s that orchestrators commonly wait before they kill.
+_FINISH_REQUESTS_S = 15
+
+_log = logging.getLogger("plumbline.server")
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way are finished.
+
+    Raises:
+        SettingsError: the device is not there, or the address cannot be listened on.
+    """
+    listener = _listen(settings)
+    configure_logging(settings.log_level)
+    _log.info("listening", extra={"fields": {"url": _url(settings.host, listener)}})
+    with suppress(KeyboardInterrupt):  # uvicorn raises SIGINT again once it has stopped
+        _server(create_app(settings)).run(sockets=[listener])
+
+
+@contextmanager
+def serving(settings: Settings, *, loaded: bool = True) -> Iterator[str]:
+    """Serve on a thread of this process while the block runs; gives the base URL.
+
+    Args:
+        loaded: whether to wait until every model was tried; else the URL answers, but may not score yet.
+
+    Raises:
+        SettingsError: as ``run``.
+    """
+    listener = _listen(settings)
+    app = create_app(settings)
+    server = _server(app)
+    registry = app.state.service.registry
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server", daemon=True)
+    thread.start()
+    try:
+        while not (server.started and (registry.complete or not loaded)):
+            if not thread.is_alive():
+                raise RuntimeError("the service did not start; see the log")
+            time.sleep(0.01)
+        yield _url(settings.host, listener)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _server(app: FastAPI) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        access_log=False,  # the application writes its own, as JSON
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=_FINISH_REQUESTS_S,
+    )
+    return uvicorn.Server(config)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        resolve_device(settings.device)
+    except DeviceError as error:
+        raise SettingsError(f"PLUMBLINE_DEVICE (--device): {error}") from error
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {settings.host!r} port {settings.port} ({error.strerror}); "
+            "set PLUMBLINE_HOST (--host) and PLUMBLINE_PORT (--port) to an address that is free"
+        ) from error
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}"

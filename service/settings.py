@@ -1,0 +1,78 @@
+"""What the operator of the service can set: variables ``PLUMBLINE_*``, or options of ``plumbline serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models.images import DEFAULT_MAX_PIXELS
+
+_PREFIX = "PLUMBLINE_"
+
+
+class SettingsError(Exception):
+    """A setting that the service cannot start with; the message is a sentence for the operator."""
+
+
+class Settings(BaseSettings):
+    """The settings of one service process.
+
+    At its worst the service holds ``queue_size + image_threads + 1`` decoded images of ``max_pixels`` x 3 bytes.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+
+    models: Path = Field(description="folder that trained models are published to")
+    host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where torch and FAISS compute")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch, FAISS and OpenCV; unset: theirs")
+    image_threads: int = Field(default=2, ge=1, description="images that are decoded or drawn at the same time")
+    queue_size: int = Field(default=32, ge=1, description="images that may wait for the worker; more are told to retry")
+    request_timeout_s: float = Field(
+        default=120,
+        gt=0,
+        allow_inf_nan=False,
+        description="longest upload, and longest wait for a score; a score that takes longer counts as hung",
+    )
+    max_upload_bytes: int = Field(default=64 * 2**20, ge=1, description="largest request body")
+    max_pixels: int = Field(default=DEFAULT_MAX_PIXELS, ge=1, description="most pixels of an image")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+
+def load_settings(**options: Any) -> Settings:
+    """Read the settings: an option that is not None, else the environment variable, else the default.
+
+    Raises:
+        SettingsError: naming each setting that is wrong, its value and what is accepted.
+    """
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        raise SettingsError("; ".join(_sentence(dict(problem)) for problem in error.errors())) from error
+    if not settings.models.is_dir():
+        raise SettingsError(
+            f"{_named('models')}: there is no folder {str(settings.models)!r}; name the one models are published to"
+        )
+    return settings
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    name = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        return f"{_named(name)} is not set: {Settings.model_fields[name].description}"
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}; there is {', '.join(Settings.model_fields)}"
+    return f"{_named(name)} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _named(name: str) -> str:
+    return f"{_PREFIX}{name.upper()} (--{name.replace('_', '-')})"

@@ -1,0 +1,65 @@
+"""What the service tells its operators: Prometheus metrics and a log of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+# From a rejected request, under a millisecond, to a scan window by window on a CPU.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Telemetry:
+    """The metrics of one application, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = self._counter("requests", "Requests answered.", "method", "route", "status")
+        self.verdicts = self._counter("verdicts", "Images scored.", "category", "version", "verdict", "output")
+        self.stages = Histogram(
+            "plumbline_stage_seconds",
+            "Time of the stages of scoring one image: upload, decode, queue, score, render, total.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queue_depth = self._gauge("queue_depth", "Jobs that wait for the worker.")
+        self.worker_up = self._gauge("worker_up", "1 where the worker can answer, 0 where it is dead or hangs.")
+        self.model = self._gauge("model_loaded", "1 where the version is ready, else 0.", "category", "version")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"plumbline_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"plumbline_{name}", text, labels, registry=self.registry)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; ``extra={"fields": {...}}`` adds to it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def configure_logging(level: str) -> None:
+    """Log as JSON lines to standard error, which leaves standard output to the command line."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Its errors are what clients send wrong, which the line of their request says.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)

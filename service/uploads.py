@@ -1,0 +1,133 @@
+"""The image of a request: the body itself, or the field ``image`` of a multipart form."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+from starlette.requests import Request
+
+from models.images import ACCEPTED_FORMATS
+from service.errors import (
+    INVALID_REQUEST,
+    MALFORMED_MULTIPART,
+    UNSUPPORTED_MEDIA_TYPE,
+    UPLOAD_TIMEOUT,
+    UPLOAD_TOO_LARGE,
+    ProblemError,
+    quote,
+)
+
+FIELD = "image"
+_MULTIPART = "multipart/form-data"
+_BYTES = "application/octet-stream"
+
+REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": f"One image: {', '.join(ACCEPTED_FORMATS)}.",
+        "content": {
+            _MULTIPART: {
+                "schema": {
+                    "type": "object",
+                    "properties": {FIELD: {"type": "string", "format": "binary"}},
+                    "required": [FIELD],
+                    "additionalProperties": False,
+                }
+            },
+            _BYTES: {"schema": {"type": "string", "format": "binary"}},
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+"""The OpenAPI description of the body that ``read_upload`` reads."""
+
+
+async def read_upload(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+    """Read the encoded image of a request into memory.
+
+    Args:
+        max_bytes: limit on the body as sent, the multipart framing included.
+        timeout_s: limit on the time that it takes to arrive.
+
+    Raises:
+        ProblemError: with the status that the kind of fault has.
+    """
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if not (media_type in (_MULTIPART, _BYTES) or media_type.startswith("image/")):
+        given = f"content type {quote(media_type)} is" if media_type else "a body without a content type is"
+        raise ProblemError(
+            UNSUPPORTED_MEDIA_TYPE,
+            f"{given} not accepted; send {_MULTIPART} with the field {FIELD!r}, or the bytes of the image "
+            f"as {_BYTES} or image/*",
+        )
+    if (coding := request.headers.get("content-encoding", "identity")).lower() != "identity":
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, f"content encoding {quote(coding)} is not accepted; send it plain")
+    try:
+        async with asyncio.timeout(timeout_s):
+            if media_type == _MULTIPART:
+                return await _read_field(request, max_bytes)
+            return b"".join([chunk async for chunk in _limited(request, max_bytes)])
+    except TimeoutError as error:
+        raise ProblemError(
+            UPLOAD_TIMEOUT, f"the body did not arrive within {timeout_s:g} s", {"Connection": "close"}
+        ) from error
+
+
+async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body in chunks. A length that the client declares is believed only where it is too large."""
+    too_large = ProblemError(
+        UPLOAD_TOO_LARGE, f"the request body is larger than the {max_bytes} bytes that are accepted"
+    )
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise too_large
+        yield chunk
+
+
+async def _read_field(request: Request, max_bytes: int) -> bytes:
+    """The file in the field ``image``, which must be the form's only part."""
+    files: list[File] = []
+    complete = False
+
+    def take_file(file: File) -> None:
+        if file.field_name != FIELD.encode():
+            refuse(file)
+        if files:
+            raise ProblemError(INVALID_REQUEST, f"the form has more than one file {FIELD!r}; send exactly one")
+        files.append(file)
+
+    def refuse(part: Field | File) -> None:
+        name = (part.field_name or b"").decode(errors="replace")
+        reason = "must be a file, with a file name, not text" if name == FIELD else f"is unknown; send {FIELD!r} alone"
+        raise ProblemError(INVALID_REQUEST, f"form field {quote(name)} {reason}")
+
+    def end() -> None:
+        nonlocal complete
+        complete = True
+
+    _, options = parse_options_header(request.headers["content-type"])
+    # In memory, whatever its size: images of parts do not belong in a folder of temporary files.
+    config = {"MAX_MEMORY_FILE_SIZE": float("inf")}
+    try:
+        parser = FormParser(_MULTIPART, refuse, take_file, end, boundary=options.get(b"boundary"), config=config)
+        async for chunk in _limited(request, max_bytes):
+            parser.write(chunk)
+        parser.finalize()
+    except FormParserError as error:
+        raise ProblemError(MALFORMED_MULTIPART, f"the multipart body cannot be read: {error}") from error
+    if not complete:
+        raise ProblemError(MALFORMED_MULTIPART, "the multipart body ends before its closing boundary")
+    if not files:
+        raise ProblemError(INVALID_REQUEST, f"the form is empty; send the image as the file {FIELD!r}")
+    content = files[0].file_object
+    content.seek(0)
+    return content.read()
