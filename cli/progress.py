@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 if TYPE_CHECKING:
     from training.trainer import Progress as TrainingProgress
+
+LINE_SECONDS = 30  # between two lines where there is no terminal to draw a bar on
 
 console = Console(stderr=True, highlight=False)
 
@@ -26,6 +29,7 @@ class TrainingBar:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task = progress.add_task("training", total=None, detail="")
+        self._said = time.monotonic()
 
     def __call__(self, report: TrainingProgress) -> None:
         detail = (
@@ -33,6 +37,10 @@ class TrainingBar:
             f"{report.seconds_left / 60:.1f} min left"
         )
         self._progress.update(self._task, completed=report.step, total=report.steps, detail=detail)
+        # A log file has no bar; it gets a line now and then.
+        if not console.is_terminal and (time.monotonic() - self._said > LINE_SECONDS or report.step == report.steps):
+            say(f"step {report.step} of {report.steps}  {detail}")
+            self._said = time.monotonic()
 
 
 @contextmanager

@@ -20,13 +20,16 @@ IGNORED = -100  # cross_entropy's own default
 
 
 class CutPasteConfiguration(BaseModel):
-    """Settings of the three-way task; lengths as fractions of the patch side.
+    """Settings of the three-way task. Ranges are (least, most); lengths and areas are fractions of the patch's.
 
     Attributes:
         head_depth, head_width: the MLP projection head.
-        jitter: colour jitter of the pasted content.
+        patch_side: sides of a pasted patch.
+        scar_width, scar_length: sides of a pasted scar.
+        jitter, hue: colour jitter of the pasted content.
+        opacity: of the pasted content; faint pastes teach the encoder to see slight deviations.
         visible: smallest mean difference over the channels, in [0, 1], that counts a pixel as changed.
-        changed: smallest fraction of a window that must be changed to call the window pasted; fewer but some: ignored.
+        changed: smallest share of a window that must be changed to call the window pasted; less but some: undecided.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,9 +42,9 @@ class CutPasteConfiguration(BaseModel):
     scar_length: tuple[float, float] = (0.25, 1.0)
     jitter: float = Field(default=0.3, ge=0, le=0.5)
     hue: float = Field(default=0.1, ge=0, le=0.5)
-    opacity: tuple[float, float] = (1.0, 1.0)
-    visible: float = Field(default=0.04, ge=0, le=1)
-    changed: float = Field(default=0.01, gt=0, le=1)
+    opacity: tuple[float, float] = (0.15, 1.0)
+    visible: float = Field(default=0.025, ge=0, le=1)
+    changed: float = Field(default=0.005, gt=0, le=1)
 
 
 class CutPaste(PretextTask):
@@ -69,9 +72,9 @@ class CutPaste(PretextTask):
             pasted, labels = self.paste(self.augment(crops))
         logits = self.head(window_vectors(encoder.features(pasted)))
         flat = labels.flatten()
-        counted = flat != IGNORED
-        accuracy = (logits.argmax(dim=1) == flat)[counted].float().mean()
-        return PretextResult(F.cross_entropy(logits, flat), accuracy)
+        counted = (flat != IGNORED).sum().clamp(min=1)  # a batch may be undecided throughout: 0, not 0 / 0
+        loss = F.cross_entropy(logits, flat, reduction="sum") / counted
+        return PretextResult(loss, (logits.argmax(dim=1) == flat).sum() / counted)
 
     def paste(self, crops: Tensor) -> tuple[Tensor, Tensor]:
         """Paste foreign content into a third of the crops each as patch and as scar.
