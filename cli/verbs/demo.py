@@ -18,13 +18,14 @@ PRODUCT = "washer"
 DEFECT = "scratch"
 SEED = 0
 TRAIN_IMAGES, TEST_GOOD_IMAGES, TEST_DEFECTS = 80, 20, 8
-STEPS = 400
+WIDTH, STEPS = 16, 1000  # a small encoder and a short run: the demonstration is to take 3 minutes on 2 cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("--no-serve", action="store_true", help="end after the two parts are scored")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for all it makes (default: %(default)s)")
+    parser.add_argument("--product", default=PRODUCT, help="what to synthesise (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="of the service (default: %(default)s)")
     parser.add_argument("--steps", type=positive_integer, default=STEPS, help="of training (default: %(default)s)")
     add_common(parser)
@@ -32,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the demonstration; what an earlier one left in ``--out`` is replaced."""
+    from models.detector import DetectorConfiguration
     from models.device import resolve_device, set_threads
+    from models.encoders import DensePatchConfiguration
     from models.store import ModelStore
     from service.server import serving
     from service.settings import load_settings
@@ -48,12 +51,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     data, models, report = out / "data", out / "models", out / "report"
     for folder in (data, models, report, out / "run"):
         shutil.rmtree(folder, ignore_errors=True)
-    say(f"a synthetic product, {PRODUCT}: {TRAIN_IMAGES} good parts to learn from")
+    product = options.product
+    say(f"a synthetic product, {product}: {TRAIN_IMAGES} good parts to learn from")
     generate(
-        data, PRODUCT, seed=SEED, train=TRAIN_IMAGES, test_good=TEST_GOOD_IMAGES, test_defects=TEST_DEFECTS
+        data, product, seed=SEED, train=TRAIN_IMAGES, test_good=TEST_GOOD_IMAGES, test_defects=TEST_DEFECTS
     )  # fmt: skip
-    dataset = open_dataset(data, PRODUCT)
-    configuration = FitConfiguration(training=TrainingConfiguration(steps=options.steps, seed=SEED))
+    dataset = open_dataset(data, product)
+    configuration = FitConfiguration(
+        detector=DetectorConfiguration(encoder=DensePatchConfiguration(width=WIDTH)),
+        training=TrainingConfiguration(steps=options.steps, seed=SEED),
+    )
     device = resolve_device(options.device)
     with training_bar() as bar:
         detector, _ = fit(dataset, configuration, device=device, folder=out / "run", stage=say, report=bar)
@@ -63,17 +70,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(f"image AUROC {metrics['image_auroc']:.3f}, pixel AUROC {metrics['pixel_auroc']:.3f}: {report}/metrics.json")
 
     # Test images: the last of each, which the demonstration of training has no other use for.
-    parts = {"good": data / PRODUCT / "test" / "good", "defective": data / PRODUCT / "test" / DEFECT}
+    parts = {"good": data / product / "test" / "good", "defective": data / product / "test" / DEFECT}
     verdicts: dict[str, str] = {}
     heatmap = out / "heatmap.png"
     with serving(load_settings(models=models, port=options.port, device=options.device)) as url:
         for name, folder in parts.items():
             image = sorted(folder.iterdir())[-1]
-            answer = json.loads(_post(f"{url}/v1/categories/{PRODUCT}/score", image))
+            answer = json.loads(_post(f"{url}/v1/categories/{product}/score", image))
             verdicts[name] = answer["verdict"]
-            print(f"POST /v1/categories/{PRODUCT}/score, a {name} part: {answer['verdict']}, "
+            print(f"POST /v1/categories/{product}/score, a {name} part: {answer['verdict']}, "
                   f"score {answer['image_score']:.3f}, threshold {answer['threshold']:.3f}")  # fmt: skip
-        heatmap.write_bytes(_post(f"{url}/v1/categories/{PRODUCT}/heatmap", image))
+        heatmap.write_bytes(_post(f"{url}/v1/categories/{product}/heatmap", image))
         print(f"heatmap of the defective part: {heatmap}")
         print(f"interactive documentation: {url}/docs")
         result = {

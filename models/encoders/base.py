@@ -38,7 +38,13 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """Unit-norm embeddings (B, D, h, w) of images (B, 3, H, W) in [0, 1]."""
+        """Unit-norm embeddings (B, D, h, w) of images (B, 3, H, W) in [0, 1].
+
+        Raises:
+            ValueError: if an edge of the images is shorter than a patch.
+        """
+        for length in images.shape[2:]:
+            self.geometry.windows(length)
         return F.normalize(self.features(images), dim=1)
 
 

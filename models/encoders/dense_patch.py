@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoders.base import Encoder
@@ -70,13 +71,16 @@ class ValidBlock(nn.Module):
         )
         self.shortcut = (
             nn.Identity()
-            if channels == out_channels
-            else nn.Sequential(nn.Conv2d(channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+            if channels == out_channels and stride == 1
+            else nn.Sequential(
+                nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
         )
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.residual(x)
-        centre = x[:, :, 1 : -1 : self.stride, 1 : -1 : self.stride]  # the pixel under each 3x3 kernel's middle
-        output: Tensor = self.activation(residual + self.shortcut(centre))
+        # The pixels under the 3x3 kernels' middles. Padding by -1 instead of slicing: a slice's gradient is not
+        # channels_last, and makes a training step on a CPU take half as long again.
+        centre = F.pad(x, (-1, -1, -1, -1))
+        output: Tensor = self.activation(self.residual(x) + self.shortcut(centre))
         return output
