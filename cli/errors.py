@@ -27,7 +27,7 @@ def exit_status(error: BaseException) -> int | None:
         return INTERRUPTED
     if isinstance(error, UsageError | ImageError | StoreError | ValidationError):
         return WRONG_INPUT
-    if names & {"DataError", "SettingsError", "DeviceError", "SyntheticError"}:
+    if names & {"DataError", "SettingsError", "DeviceError", "SyntheticError", "TrainingSettingsError"}:
         return WRONG_INPUT
     if isinstance(error, ArtifactError | VerbFailed | OSError) or "TrainingError" in names:
         return FAILED

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.prediction import Prediction
 
-SCALE_START, SCALE_END = 0.5, 2.0
+SCALE_START, SCALE_END = 0.8, 1.3  # log densities lie close together: beyond these, all parts look alike
 DEFAULT_OPACITY = 0.5
 
 _CODES = 65535  # of a 16-bit image

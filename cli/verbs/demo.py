@@ -11,14 +11,17 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from cli.errors import UsageError
 from cli.options import add_common, positive_integer
 from cli.progress import count_bar, say, training_bar
 
-PRODUCT = "washer"
+PRODUCT = "fabric"
 DEFECT = "scratch"
 SEED = 0
 TRAIN_IMAGES, TEST_GOOD_IMAGES, TEST_DEFECTS = 80, 20, 8
 WIDTH, STEPS = 16, 1000  # a small encoder and a short run: the demonstration is to take 3 minutes on 2 cores
+
+MARKER = ".plumbline-demo"  # lies in a folder that a demonstration made, and may make again
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +52,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     set_threads(options.threads)
     out: Path = options.out
     data, models, report = out / "data", out / "models", out / "report"
+    if out.exists() and not (out / MARKER).exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out} holds what no demonstration made; name a new or an empty folder (--out)")
     for folder in (data, models, report, out / "run"):
         shutil.rmtree(folder, ignore_errors=True)
+    models.mkdir(parents=True)
+    (out / MARKER).touch()
+    device = resolve_device(options.device)
+    settings = load_settings(models=models, port=options.port, device=options.device)  # before minutes of work
     product = options.product
     say(f"a synthetic product, {product}: {TRAIN_IMAGES} good parts to learn from")
     generate(
@@ -61,7 +70,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         detector=DetectorConfiguration(encoder=DensePatchConfiguration(width=WIDTH)),
         training=TrainingConfiguration(steps=options.steps, seed=SEED),
     )
-    device = resolve_device(options.device)
     with training_bar() as bar:
         detector, _ = fit(dataset, configuration, device=device, folder=out / "run", stage=say, report=bar)
     publish(ModelStore(models), detector)
@@ -73,7 +81,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     parts = {"good": data / product / "test" / "good", "defective": data / product / "test" / DEFECT}
     verdicts: dict[str, str] = {}
     heatmap = out / "heatmap.png"
-    with serving(load_settings(models=models, port=options.port, device=options.device)) as url:
+    with serving(settings) as url:
         for name, folder in parts.items():
             image = sorted(folder.iterdir())[-1]
             answer = json.loads(_post(f"{url}/v1/categories/{product}/score", image))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cli.errors import VerbFailed
+from cli.errors import UsageError
 from cli.options import add_json, add_models, positive_integer
 
 
@@ -92,7 +92,8 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
 def _version(options: argparse.Namespace) -> int:
     from models.store import ModelStore
 
-    version: int | None = options.version_number or ModelStore(options.models).active(options.category)
+    store = ModelStore(options.models)
+    version: int | None = options.version_number or store.active(options.category)
     if version is None:
-        raise VerbFailed(f"{options.category} has no active version; name one")
+        raise UsageError(f"{options.category} has no active version; name one of {store.versions(options.category)}")
     return version
