@@ -1,0 +1,104 @@
+"""Which density mode, and how large a bank: AUROC and time of each on a trained encoder and real images.
+
+python -m benchmarks.density CATEGORY --data DATA --models MODELS
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.densities import KernelDensity, KernelDensityConfiguration
+from models.detector import Detector, Scan
+from models.device import set_threads
+from models.images import place_mask, read_mask
+from models.store import ModelStore
+from training.data import load_images, open_dataset, split_calibration
+from training.fit import FitConfiguration, draw_bank
+from training.metrics import RankedPixels, auroc
+
+BANK_SIZES = (1024, 4096, 8192, 32768)
+MODES = (
+    KernelDensityConfiguration(mode="exact"),
+    KernelDensityConfiguration(mode="neighbours", neighbours=1),
+    KernelDensityConfiguration(mode="neighbours", neighbours=32),
+)
+
+
+def measure(detector: Detector, data: Path, limit: int | None) -> list[dict[str, Any]]:
+    """Image and pixel AUROC and the density's milliseconds an image, for each mode and bank size.
+
+    The banks are drawn from the images that the detector was fitted on. The medians of the times are compared within
+    this run only.
+    """
+    dataset = open_dataset(data, detector.category)
+    scan, size = detector.scan, detector.geometry.image_size
+    fit = FitConfiguration.model_validate(detector.training["fit"])
+    resize = scan.configuration.resize
+    fitting, _ = split_calibration(
+        dataset.train, fraction=fit.calibration_fraction, seed=fit.training.seed, group_pattern=fit.group_pattern
+    )
+    bank = draw_bank(scan, load_images(fitting, size=size, mode=resize).images, max(BANK_SIZES), fit.training.seed)
+    np.random.default_rng(fit.training.seed).shuffle(bank)
+    samples = dataset.test if limit is None else dataset.test[:: -(-len(dataset.test) // limit)]
+    images = load_images([sample.path for sample in samples], size=size, mode=resize).images
+    masks = np.stack(
+        [
+            place_mask(read_mask(sample.mask), size, resize) if sample.mask else np.zeros((size, size), dtype=bool)
+            for sample in samples
+        ]
+    )
+    embeddings = [scan.embed(image[None]).flatten(0, 2).clone() for image in images]
+    rows = []
+    for mode in MODES:
+        for count in BANK_SIZES:
+            density = KernelDensity(mode, scan.device).fit(bank[:count])
+            row = {"mode": mode.mode, "neighbours": mode.neighbours if mode.mode == "neighbours" else None}
+            rows.append({**row, "bank": len(density), **_score(scan, density, embeddings, masks)})
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def _score(
+    scan: Scan, density: KernelDensity, embeddings: list[torch.Tensor], masks: np.ndarray[Any, np.dtype[np.bool_]]
+) -> dict[str, float]:
+    scores, times = [], []
+    for queries in embeddings:
+        start = time.perf_counter()
+        scores.append(-density.score_samples(queries))
+        times.append(time.perf_counter() - start)
+    grid = scan.configuration.geometry.grid_size
+    score_maps = torch.from_numpy(np.stack(scores)).view(-1, grid, grid)
+    maps = np.concatenate([scan.upsample(part).numpy() for part in torch.split(score_maps.to(scan.device), 16)])
+    return {
+        "image_auroc": auroc(np.asarray(masks.any(axis=(1, 2))), score_maps.amax(dim=(1, 2)).numpy()),
+        "pixel_auroc": RankedPixels(maps, masks).auroc(),
+        "milliseconds": 1000 * float(np.median(times)),
+    }
+
+
+def main() -> None:
+    """Run the benchmark on the active version of a category."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("category")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="most test images, taken at even distances")
+    options = parser.parse_args()
+    set_threads(options.threads)
+    store = ModelStore(options.models)
+    version = store.active(options.category)
+    if version is None:
+        parser.error(f"{options.category} has no active version")
+    measure(Detector.load(store.folder(options.category, version)), options.data, options.limit)
+
+
+if __name__ == "__main__":
+    main()
