@@ -26,7 +26,8 @@ class OperatingPoint(BaseModel):
         review_band: (low, high) around the image threshold; scores in it are for a person to judge.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A NaN threshold would pass every part.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     image_threshold: float
     pixel_threshold: float

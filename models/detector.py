@@ -9,7 +9,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
@@ -73,7 +74,7 @@ class Scan:
         self.encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
         self.density = density
         self.device = device
-        self._upsample = GaussianUpsampler(configuration.geometry, configuration.sigma, device)
+        self.upsample = GaussianUpsampler(configuration.geometry, configuration.sigma, device)
 
     @torch.inference_mode()
     def embed(self, images: NDArray[np.uint8]) -> Tensor:
@@ -88,7 +89,7 @@ class Scan:
         embeddings = self.embed(images)
         density = self.density.score_samples(embeddings.flatten(0, 2))
         scores = -torch.from_numpy(density).view(embeddings.shape[:3])
-        return scores.numpy(), self._upsample(scores.to(self.device)).cpu().numpy()
+        return scores.numpy(), self.upsample(scores.to(self.device)).cpu().numpy()
 
 
 class Detector:
@@ -203,16 +204,20 @@ class Detector:
         try:
             configuration = DetectorConfiguration.model_validate(manifest.configuration["detector"])
             learned = Learned.model_validate(manifest.configuration["learned"])
-        except (KeyError, ValidationError) as error:
-            raise ArtifactError(f"{folder}: its configuration is not one this build reads: {error}") from error
-        encoder = create_encoder(configuration.encoder, configuration.geometry)
-        encoder.load_state_dict(load_file(folder / ENCODER_FILE))
+            encoder = create_encoder(configuration.encoder, configuration.geometry)
+            encoder.load_state_dict(load_file(folder / ENCODER_FILE))
+            calibration = Calibration(**load_arrays(folder / CALIBRATION_FILE))
+        except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{folder}: its configuration or arrays are not what this build reads; use the Plumbline that wrote "
+                f"it, or train the category again ({error})"
+            ) from error
         density = KernelDensity.load(folder, configuration.density, learned.gamma, target)
         training = manifest.configuration.get("training")
         detector = cls(
             manifest.category,
             Scan(configuration, encoder, density, target),
-            Calibration(**load_arrays(folder / CALIBRATION_FILE)),
+            calibration,
             learned.operating_point,
             data_fingerprint=manifest.data_fingerprint,
             training=training if isinstance(training, dict) else None,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.geometry import ScanGeometry
 
-DEFAULT_SIGMA = 4.0  # pixels; the paper gives none
+DEFAULT_SIGMA = 8.0  # pixels; the paper gives none
 
 
 def image_scores(score_maps: Tensor) -> Tensor:
@@ -24,23 +24,29 @@ class GaussianUpsampler:
 
     Args:
         geometry: the scan's; the kernel is one patch wide.
-        sigma: standard deviation of the Gaussian in pixels, at least 2 (narrower ones leave pixels without weight).
+        sigma: standard deviation of the Gaussian in pixels, at least 2.
         device: where the maps live.
 
     Raises:
-        ValueError: if sigma is below 2.
+        ValueError: if sigma is below 2, or pixels stay without weight: sigma too narrow for the patch, or a stride
+            wider than the patch.
     """
 
     def __init__(
         self, geometry: ScanGeometry, sigma: float = DEFAULT_SIGMA, device: torch.device | str = "cpu"
     ) -> None:
-        if sigma < 2:
+        if not sigma >= 2:
             raise ValueError(f"sigma must be at least 2 pixels, not {sigma}")
         self.geometry = geometry
         offsets = torch.arange(geometry.patch_size, device=device) - (geometry.patch_size - 1) / 2
         weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
         self._kernel = torch.outer(weights, weights)[None, None]  # (1, 1, patch, patch)
         self._weight = self._spread(torch.ones(1, 1, geometry.grid_size, geometry.grid_size, device=device))
+        if self._weight.min() < torch.finfo(self._weight.dtype).tiny:
+            raise ValueError(
+                f"sigma {sigma} and stride {geometry.stride} leave pixels without weight in float32 for patches of "
+                f"{geometry.patch_size}; take a wider sigma or a smaller stride"
+            )
 
     def __call__(self, score_maps: Tensor) -> Tensor:
         """(B, h, w) scores -> (B, H, W) anomaly maps; edge pixels that no window covers repeat their neighbour."""

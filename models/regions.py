@@ -37,9 +37,10 @@ def peak_region(
     """The window with the highest score, for a defective image whose anomaly map stays below the pixel threshold."""
     content = placement.content
     centers = [geometry.center(k, k)[0] for k in range(geometry.grid_size)]
+    reach = geometry.stride / 2  # half the way to the next window: every image holds a window, however thin it lies
     inside = np.outer(
-        [content.y <= center < content.y + content.height for center in centers],
-        [content.x <= center < content.x + content.width for center in centers],
+        [-reach <= center - content.y <= content.height - 1 + reach for center in centers],
+        [-reach <= center - content.x <= content.width - 1 + reach for center in centers],
     )  # the padding of a letter-boxed image repeats the image, defects and all
     i, j = divmod(int(np.where(inside, score_map, -np.inf).argmax()), geometry.grid_size)
     box = placement.to_original_box(geometry.window(i, j))

@@ -38,7 +38,7 @@ class FitConfiguration(BaseModel):
 
     detector: DetectorConfiguration = DetectorConfiguration()
     training: TrainingConfiguration = TrainingConfiguration()
-    bank_size: int = Field(default=8192, ge=1)
+    bank_size: int = Field(default=4096, ge=1)
     calibration_fraction: float = Field(default=0.25, gt=0, lt=1)
     group_pattern: str | None = None
     false_reject_rate: float | None = Field(default=None, gt=0, lt=1)

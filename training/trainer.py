@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import pickle
 import signal
 import threading
 import time
@@ -31,6 +33,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to do."""
 
 
+class TrainingSettingsError(TrainingError):
+    """The settings do not fit the images, or the run that is to be resumed."""
+
+
 class TrainingInterrupted(Exception):
     """Training was asked to stop and left a checkpoint to resume from."""
 
@@ -50,10 +56,10 @@ class TrainingConfiguration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pretext: PretextConfiguration = CutPasteConfiguration()
-    steps: int = Field(default=1500, ge=1)
+    steps: int = Field(default=3000, ge=1)
     batch_size: int = Field(default=48, ge=2)
     crop_patches: int = Field(default=2, ge=1)
-    learning_rate: float = Field(default=0.03, gt=0)
+    learning_rate: float = Field(default=0.03, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=3e-4, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -85,7 +91,7 @@ class Trainer:
         folder: the run's folder; made where it is missing.
 
     Raises:
-        TrainingError: if the crops are larger than the images.
+        TrainingSettingsError: if the crops are larger than the images.
     """
 
     def __init__(
@@ -102,7 +108,7 @@ class Trainer:
         self.folder = folder
         self.crop_size = configuration.crop_patches * geometry.patch_size
         if self.crop_size > images.shape[1]:
-            raise TrainingError(
+            raise TrainingSettingsError(
                 f"crop_patches {configuration.crop_patches} makes crops of {self.crop_size} pixels, larger than the "
                 f"{images.shape[1]}-pixel images; accepted: at most {images.shape[1] // geometry.patch_size}"
             )
@@ -121,13 +127,16 @@ class Trainer:
         )
         self._autocast = _uses_bfloat16(configuration.precision, device)
         self.step = 0
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, accuracy since the log's last line
+        self._counted = 0  # steps in the sums
         # Everything that must be the same for a resumed run to be the same run.
         self._identity = json.dumps(
             {
                 "training": configuration.model_dump(mode="json", exclude={"checkpoint_seconds", "log_steps"}),
                 "encoder": encoder.model_dump(mode="json"),
                 "geometry": geometry.model_dump(mode="json"),
-                "images": [len(images), int(images.sum(dtype=np.uint64))],
+                "images": [list(images.shape), hashlib.sha256(images.tobytes()).hexdigest()],
+                "device": device.type,
             },
             sort_keys=True,
         )
@@ -136,21 +145,26 @@ class Trainer:
         """Continue from the folder's checkpoint; False where there is none.
 
         Raises:
-            TrainingError: if the checkpoint belongs to a run with other settings or images.
+            TrainingSettingsError: if the checkpoint belongs to a run with other settings or images.
+            TrainingError: if it is damaged.
         """
         path = self.folder / CHECKPOINT_FILE
         if not path.exists():
             return False
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise TrainingError(f"{path} is damaged and cannot be resumed; remove it to start afresh") from error
         if state["identity"] != self._identity:
-            raise TrainingError(
+            raise TrainingSettingsError(
                 f"{path} is a checkpoint of a run with other settings or images; resume with the same ones, or start "
                 f"afresh without resuming. Its: {state['identity']} - now: {self._identity}"
             )
         self.encoder.load_state_dict(state["encoder"])
         self._task.load_state_dict(state["task"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self._counted = state["step"], state["counted"]
+        self._sums.copy_(state["sums"])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
@@ -179,13 +193,11 @@ class Trainer:
         settings = self.configuration
         started, first = time.monotonic(), self.step
         saved = started
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, accuracy since the last line
-        counted = 0
         while self.step < settings.steps:
-            sums += self._train_step()
-            counted += 1
+            self._sums += self._train_step()
+            self._counted += 1
             if self.step % settings.log_steps == 0 or self.step == settings.steps:
-                loss, accuracy = (sums / counted).tolist()
+                loss, accuracy = (self._sums / self._counted).tolist()
                 self._check(loss)
                 speed = (self.step - first) / (time.monotonic() - started)
                 progress = Progress(
@@ -199,14 +211,14 @@ class Trainer:
                 print(json.dumps(progress._asdict()), file=log, flush=True)
                 if report:
                     report(progress)
-                sums.zero_()
-                counted = 0
+                self._sums.zero_()
+                self._counted = 0
                 # Only here, where the loss was just seen to be finite: a checkpoint is never one of a broken run.
                 if time.monotonic() - saved > settings.checkpoint_seconds or self.step == settings.steps:
                     self.save_checkpoint()
                     saved = time.monotonic()
             if stop.is_set():
-                self._check(float(sums[0]))
+                self._check(float(self._sums[0]))
                 self.save_checkpoint()
                 path = self.folder / CHECKPOINT_FILE
                 raise TrainingInterrupted(f"stopped after step {self.step} of {settings.steps}; resume from {path}")
@@ -245,7 +257,11 @@ class Trainer:
         return crops.permute(0, 3, 1, 2).float() / 255
 
     def save_checkpoint(self) -> None:
-        """Write the whole state beside the old checkpoint, then put it in its place."""
+        """Write the whole state beside the old checkpoint, then put it in its place.
+
+        Raises:
+            TrainingError: if a weight is not finite, as after a last step that was too large; nothing is written then.
+        """
         state: dict[str, Any] = {
             "identity": self._identity,
             "step": self.step,
@@ -253,7 +269,12 @@ class Trainer:
             "task": self._task.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "sums": self._sums,
+            "counted": self._counted,
         }
+        for tensor in (*state["encoder"].values(), *state["task"].values()):
+            if not tensor.isfinite().all():
+                self._check(math.nan, "a weight")
         if self.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
         path = self.folder / CHECKPOINT_FILE
@@ -264,10 +285,10 @@ class Trainer:
             os.fsync(file.fileno())
         partial.replace(path)
 
-    def _check(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _check(self, value: float, what: str = "the loss") -> None:
+        if not math.isfinite(value):
             raise TrainingError(
-                f"the loss became {loss} by step {self.step}; lower the learning rate "
+                f"{what} became {value} by step {self.step}; lower the learning rate "
                 f"(now {self.configuration.learning_rate:g}) or train in float32; the last checkpoint is kept"
             )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 BANK_FILE = "bank.faiss"
 GAMMA_NUMERATOR = 10.0  # the paper's bandwidth: ten times scikit-learn's "scale"
+NOT_FINITE = "embeddings must be finite; found NaN or infinity"
 QUERY_TILE, BANK_TILE = 512, 4096  # the tile of the kernel matrix held at once: 8 MB in float32
 
 
@@ -93,9 +94,11 @@ class KernelDensity:
         """
         if math.isnan(self.gamma):
             raise RuntimeError("this KernelDensity has no bank: call fit first")
-        queries = X if isinstance(X, Tensor) else torch.from_numpy(_checked(X))
+        queries = X if isinstance(X, Tensor) else torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise ValueError(f"expected embeddings (n, {self.dimension}), not {tuple(queries.shape)}")
+        if not torch.isfinite(queries).all():  # a NaN score would compare as good with every threshold
+            raise ValueError(NOT_FINITE)
         log_sum = self._exact(queries) if self.configuration.mode == "exact" else self._neighbours(queries)
         return ((log_sum - math.log(len(self))) / self.gamma).cpu().numpy()
 
@@ -158,5 +161,5 @@ def _checked(X: NDArray[np.float32]) -> NDArray[np.float32]:
     if X.ndim != 2 or 0 in X.shape:
         raise ValueError(f"expected embeddings (n, D), not an array of shape {X.shape}")
     if not np.isfinite(X).all():
-        raise ValueError("embeddings must be finite; found NaN or infinity")
+        raise ValueError(NOT_FINITE)
     return X

@@ -69,7 +69,9 @@ def test_the_center_is_the_mean_of_the_windows_pixels(geometry: ScanGeometry, da
 
 
 @given(geometries(), st.data())
-def test_windows_over_names_exactly_the_windows_that_hold_the_pixel(geometry: ScanGeometry, data: st.DataObject) -> None:
+def test_windows_over_names_exactly_the_windows_that_hold_the_pixel(
+    geometry: ScanGeometry, data: st.DataObject
+) -> None:
     y, x = (data.draw(st.integers(-2, geometry.image_size + 2)) for _ in range(2))
     rows, columns = geometry.windows_over(y, x)
     lying_over = [k for k in range(geometry.grid_size) if 0 <= y - geometry.window(k, 0).y < geometry.patch_size]

@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from scipy.special import logsumexp
+from sklearn.neighbors import KernelDensity as SklearnKernelDensity
+
+from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities.kde import BANK_TILE, QUERY_TILE
+
+TOLERANCE = 1e-5
+EXACT, NEIGHBOURS = "exact", "neighbours"
+modes = pytest.mark.parametrize("mode", [EXACT, NEIGHBOURS])
+
+
+def unit_vectors(count: int, dimension: int, seed: int, spread: float = 0.5) -> NDArray[np.float32]:
+    """Unit vectors around a common direction, as embeddings are."""
+    random = np.random.default_rng(seed)
+    vectors = 1 + spread * random.standard_normal((count, dimension))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32)
+
+
+def squared_distances(queries: NDArray[np.float32], bank: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n, N), a row at a time and in float64, by differences: nothing cancels."""
+    return np.stack([np.square(bank.astype(np.float64) - query).sum(axis=1) for query in queries])
+
+
+def oracle(queries: NDArray[np.float32], bank: NDArray[np.float32], gamma: float) -> NDArray[np.float64]:
+    """(1 / gamma) log of the mean kernel over the bank."""
+    scores = (logsumexp(-gamma * squared_distances(queries, bank), axis=1) - math.log(len(bank))) / gamma
+    return np.asarray(scores, np.float64)
+
+
+def density(mode: str = EXACT, **settings: Any) -> KernelDensity:
+    return KernelDensity(KernelDensityConfiguration(mode=mode, **settings))
+
+
+# --- against slow and independent definitions -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("queries", "bank", "dimension"),
+    [(1, 1, 2), (7, 100, 16), (QUERY_TILE + 1, BANK_TILE + 37, 64), (33, BANK_TILE - 1, 512), (5, 2 * BANK_TILE, 8)],
+)
+@pytest.mark.parametrize("spread", [0.05, 1.0])
+def test_exact_mode_is_the_sum_over_the_whole_bank(queries: int, bank: int, dimension: int, spread: float) -> None:
+    X, Q = unit_vectors(bank, dimension, 0, spread), unit_vectors(queries, dimension, 1, spread)
+    kde = density().fit(X)
+    scores = kde.score_samples(Q)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, oracle(Q, X, kde.gamma), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 10.0, 300.0])
+def test_exact_mode_agrees_whatever_gamma_is_set(gamma: float) -> None:
+    X, Q = unit_vectors(500, 32, 0), unit_vectors(60, 32, 1)
+    np.testing.assert_allclose(
+        density(gamma=gamma).fit(X).score_samples(Q), oracle(Q, X, gamma), rtol=0, atol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("dimension", [3, 64, 512])
+def test_exact_mode_is_scikit_learns_up_to_the_kernels_constant(dimension: int) -> None:
+    X, Q = unit_vectors(700, dimension, 0), unit_vectors(40, dimension, 1)
+    kde = density().fit(X)
+    log_density = SklearnKernelDensity(bandwidth=1 / math.sqrt(2 * kde.gamma)).fit(X).score_samples(Q)
+    expected = (log_density - dimension / 2 * math.log(kde.gamma / math.pi)) / kde.gamma
+    np.testing.assert_allclose(kde.score_samples(Q), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("neighbours", [1, 5, 32])
+def test_neighbours_mode_is_the_sum_over_the_nearest_divided_by_the_banks_size(neighbours: int) -> None:
+    X, Q = unit_vectors(300, 24, 0), unit_vectors(50, 24, 1)
+    kde = density(NEIGHBOURS, neighbours=neighbours).fit(X)
+    nearest = np.sort(squared_distances(Q, X), axis=1)[:, :neighbours]
+    expected = (logsumexp(-kde.gamma * nearest, axis=1) - math.log(len(X))) / kde.gamma
+    np.testing.assert_allclose(kde.score_samples(Q), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_neighbours_mode_over_all_neighbours_is_exact() -> None:
+    X, Q = unit_vectors(257, 24, 0), unit_vectors(50, 24, 1)
+    exact = density().fit(X).score_samples(Q)
+    for neighbours in (len(X), 10 * len(X)):  # no more than there are
+        scores = density(NEIGHBOURS, neighbours=neighbours).fit(X).score_samples(Q)
+        np.testing.assert_allclose(scores, exact, rtol=0, atol=TOLERANCE)
+
+
+def test_more_neighbours_never_lower_a_score_and_exact_is_the_highest() -> None:
+    X, Q = unit_vectors(300, 24, 0), unit_vectors(50, 24, 1)
+    scores = [density(NEIGHBOURS, neighbours=k, gamma=1).fit(X).score_samples(Q) for k in (1, 2, 8, 32, 128)]
+    scores.append(density(gamma=1).fit(X).score_samples(Q))
+    for fewer, more in pairwise(scores):
+        assert (more > fewer).all()
+
+
+# --- properties -----------------------------------------------------------------------------------------------------
+
+
+@modes
+def test_gamma_is_the_papers_unless_set(mode: str) -> None:
+    X = unit_vectors(200, 48, 0)
+    assert density(mode).fit(X).gamma == pytest.approx(10 / (48 * X.astype(np.float64).var()), rel=1e-9)
+    assert density(mode, gamma=2.5).fit(X).gamma == 2.5
+
+
+@pytest.mark.parametrize("times", [2, 3, 50])
+def test_repeating_the_bank_changes_no_exact_score(times: int) -> None:
+    X, Q = unit_vectors(201, 24, 0), unit_vectors(50, 24, 1)
+    once, repeated = density().fit(X), density().fit(np.tile(X, (times, 1)))
+    assert repeated.gamma == pytest.approx(once.gamma, rel=1e-9)
+    np.testing.assert_allclose(repeated.score_samples(Q), once.score_samples(Q), rtol=0, atol=2e-6)
+
+
+@modes
+def test_the_order_of_the_bank_does_not_matter(mode: str) -> None:
+    X, Q = unit_vectors(BANK_TILE + 200, 24, 0), unit_vectors(50, 24, 1)
+    shuffled = np.random.default_rng(2).permutation(X)
+    np.testing.assert_allclose(
+        density(mode, gamma=10).fit(shuffled).score_samples(Q),
+        density(mode, gamma=10).fit(X).score_samples(Q),
+        atol=2e-6,
+    )
+
+
+@modes
+def test_a_score_does_not_depend_on_the_queries_beside_it(mode: str) -> None:
+    X, Q = unit_vectors(300, 24, 0), unit_vectors(2 * QUERY_TILE + 3, 24, 1)
+    kde = density(mode).fit(X)
+    together = kde.score_samples(Q)
+    parts = [kde.score_samples(part) for part in np.split(Q, [1, 20, QUERY_TILE + 5])]
+    np.testing.assert_allclose(np.concatenate(parts), together, rtol=0, atol=2e-6)
+    order = np.random.default_rng(2).permutation(len(Q))
+    np.testing.assert_allclose(kde.score_samples(Q[order]), together[order], rtol=0, atol=2e-6)
+
+
+@modes
+@given(data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_scores_lie_between_minus_the_largest_distance_and_zero(mode: str, data: st.DataObject) -> None:
+    count, dimension = data.draw(st.integers(1, 40)), data.draw(st.integers(2, 6))
+    X = unit_vectors(count, dimension, data.draw(st.integers(0, 99)), data.draw(st.sampled_from([1e-3, 0.5, 5.0])))
+    gamma = data.draw(st.sampled_from([0.5, 10.0, 1000.0]))
+    scores = density(mode, neighbours=count, gamma=gamma).fit(X).score_samples(X)
+    assert (scores <= 0).all()
+    assert (scores >= -squared_distances(X, X).max() - TOLERANCE).all()
+
+
+@modes
+def test_a_bank_of_one_embedding_repeated_scores_it_zero_and_never_above(mode: str) -> None:
+    X = np.repeat(unit_vectors(1, 24, 0), 77, axis=0)
+    scores = density(mode, neighbours=77, gamma=10).fit(X).score_samples(X[:3])
+    np.testing.assert_allclose(scores, 0, atol=2e-6)
+    assert (scores <= 0).all()
+
+
+@modes
+def test_far_queries_keep_finite_scores_in_order(mode: str) -> None:
+    """In linear space exp(-1000 * 2) is 0, and its logarithm -inf."""
+    axis, *_ = np.eye(16, dtype=np.float32)
+    angles = np.linspace(0.2, math.pi, 9)
+    Q = np.zeros((9, 16), np.float32)
+    Q[:, 0], Q[:, 1] = np.cos(angles), np.sin(angles)
+    X = np.repeat(axis[None], 5, axis=0)
+    scores = density(mode, neighbours=5, gamma=1000).fit(X).score_samples(Q)
+    np.testing.assert_allclose(scores, 2 * np.cos(angles) - 2, rtol=0, atol=TOLERANCE)
+    assert (np.diff(scores) < 0).all()
+
+
+# --- what it takes --------------------------------------------------------------------------------------------------
+
+
+@modes
+def test_tensors_and_arrays_of_any_layout_score_alike(mode: str) -> None:
+    X, Q = unit_vectors(90, 12, 0), unit_vectors(30, 12, 1)
+    kde = density(mode).fit(np.asfortranarray(X))
+    expected = kde.score_samples(Q)
+    for same in (torch.from_numpy(Q), torch.from_numpy(np.ascontiguousarray(Q.T)).T, np.asfortranarray(Q)):
+        np.testing.assert_allclose(kde.score_samples(same), expected, rtol=0, atol=2e-6)
+
+
+@modes
+def test_no_queries_have_no_scores(mode: str) -> None:
+    assert density(mode).fit(unit_vectors(20, 4, 0)).score_samples(np.empty((0, 4), np.float32)).shape == (0,)
+
+
+BAD_BANKS = {
+    "empty": np.empty((0, 4), np.float32),
+    "no dimensions": np.empty((4, 0), np.float32),
+    "one vector": np.ones(4, np.float32),
+    "a map": np.ones((2, 2, 4), np.float32),
+    "NaN": np.array([[1, 2], [np.nan, 1]], np.float32),
+    "infinite": np.array([[1, 2], [np.inf, 1]], np.float32),
+    "constant": np.full((9, 3), 0.1, np.float32),
+}
+
+
+@pytest.mark.parametrize("bank", BAD_BANKS.values(), ids=BAD_BANKS.keys())
+def test_fit_refuses_what_is_no_bank(bank: NDArray[np.float32]) -> None:
+    with pytest.raises(ValueError, match=r"expected embeddings \(n, D\)|must be finite|all the same"):
+        density().fit(bank)
+
+
+@modes
+@pytest.mark.parametrize("kind", ["array", "tensor"])
+@pytest.mark.parametrize(
+    ("queries", "reason"),
+    [
+        (np.ones((3, 5), np.float32), r"\(n, 4\), not \(3, 5\)"),
+        (np.ones(4, np.float32), "not"),
+        (np.array([[0, 0, 0, np.nan]], np.float32), "finite"),
+        (np.array([[0, np.inf, 0, 0]], np.float32), "finite"),
+    ],
+    ids=["wrong dimension", "one vector", "NaN", "infinite"],
+)
+def test_score_samples_refuses_what_cannot_be_scored(
+    mode: str, kind: str, queries: NDArray[np.float32], reason: str
+) -> None:
+    kde = density(mode).fit(unit_vectors(20, 4, 0))
+    with pytest.raises(ValueError, match=reason):
+        kde.score_samples(queries if kind == "array" else torch.from_numpy(queries))
+
+
+def test_scoring_before_fit_says_so() -> None:
+    with pytest.raises(RuntimeError, match="call fit first"):
+        density().score_samples(unit_vectors(2, 4, 0))
+
+
+@pytest.mark.parametrize("settings", [{"mode": "linear"}, {"neighbours": 0}, {"gamma": 0}, {"gamma": -1}, {"k": 3}])
+def test_a_wrong_configuration_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        KernelDensityConfiguration.model_validate(settings)
+
+
+# --- storage --------------------------------------------------------------------------------------------------------
+
+
+@modes
+def test_a_saved_density_scores_the_same_to_the_last_bit(mode: str, tmp_path: Path) -> None:
+    X, Q = unit_vectors(BANK_TILE + 11, 24, 0), unit_vectors(70, 24, 1)
+    kde = density(mode).fit(X)
+    kde.save(tmp_path)
+    loaded = KernelDensity.load(tmp_path, kde.configuration, kde.gamma)
+    assert (len(loaded), loaded.dimension, loaded.gamma) == (len(X), 24, kde.gamma)
+    np.testing.assert_array_equal(loaded.score_samples(Q), kde.score_samples(Q))
+
+
+@modes
+def test_the_bank_is_held_once(mode: str, tmp_path: Path) -> None:
+    kde = density(mode).fit(unit_vectors(50, 24, 0))
+    kde.save(tmp_path)
+    for held in (kde, KernelDensity.load(tmp_path, kde.configuration, kde.gamma)):
+        held._bank[7] = 0.25
+        np.testing.assert_array_equal(held._index.reconstruct(7), np.full(24, 0.25, np.float32))
+
+
+def test_fit_again_replaces_the_bank_and_keeps_no_hold_on_the_callers_array() -> None:
+    X, other, Q = unit_vectors(50, 24, 0), unit_vectors(60, 24, 3), unit_vectors(9, 24, 1)
+    kde = density().fit(X)
+    kde.fit(other)
+    expected = density().fit(other.copy()).score_samples(Q)
+    other[:] = 0
+    assert len(kde) == 60
+    np.testing.assert_array_equal(kde.score_samples(Q), expected)
+
+
+@pytest.mark.cuda
+@modes
+def test_cuda_scores_as_the_cpu_does(mode: str, tmp_path: Path) -> None:
+    X, Q = unit_vectors(BANK_TILE + 37, 512, 0), unit_vectors(QUERY_TILE + 1, 512, 1)
+    kde = density(mode).fit(X)
+    on_cuda = KernelDensity(kde.configuration, "cuda").fit(X)
+    expected = kde.score_samples(Q)
+    np.testing.assert_allclose(on_cuda.score_samples(Q), expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(on_cuda.score_samples(torch.from_numpy(Q).to("cuda")), expected, rtol=0, atol=TOLERANCE)
+    on_cuda.save(tmp_path)
+    loaded = KernelDensity.load(tmp_path, kde.configuration, kde.gamma, "cuda")
+    np.testing.assert_allclose(loaded.score_samples(Q), expected, rtol=0, atol=TOLERANCE)
