@@ -27,6 +27,8 @@ def exit_status(error: BaseException) -> int | None:
         return INTERRUPTED
     if isinstance(error, UsageError | ImageError | StoreError | ValidationError):
         return WRONG_INPUT
+    if _room_missing(error):
+        return WRONG_INPUT
     if names & {"DataError", "SettingsError", "DeviceError", "SyntheticError", "TrainingSettingsError"}:
         return WRONG_INPUT
     if isinstance(error, ArtifactError | VerbFailed | OSError) or "TrainingError" in names:
@@ -43,4 +45,11 @@ def sentence(error: BaseException) -> str:
         )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if _room_missing(error):
+        return f"{error}: this is a serving image, without what trains; use a full installation"
     return str(error)
+
+
+def _room_missing(error: BaseException) -> bool:
+    """Whether a verb wanted a room that a serving image leaves out."""
+    return isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in ("training", "benchmarks")

@@ -198,6 +198,8 @@ def _sha256(path: Path) -> str:
 def _is(path: Path, digest: str) -> bool:
     try:
         return _sha256(path) == digest
+    except PermissionError as error:
+        raise ArtifactError(f"{path} cannot be read by this user: give it the permission (chmod a+r)") from error
     except OSError:  # a file that cannot be read is not the file that was written
         return False
 

@@ -289,10 +289,13 @@ def _remove(path: Path) -> None:
 
 
 def _make_read_only(folder: Path) -> None:
-    """Take the permission to write from every file; folders keep theirs, so that a version can be deleted."""
+    """Make every file readable to all and writable to none; folders keep theirs, so that a version can be deleted.
+
+    Some writers leave a file to its owner alone, but who serves is another user than who trained.
+    """
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(path.stat().st_mode & ~0o222)
+            path.chmod(0o444)
 
 
 def _replace(path: Path, text: str) -> None:
