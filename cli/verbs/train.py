@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--sigma", type=float, help="of the heatmap's Gaussian, in pixels")
     stage = parser.add_argument_group("training")
     stage.add_argument("--pretext", choices=("cutpaste", "rotation"), help="self-supervised task")
+    stage.add_argument("--light", type=float, help="cutpaste: how much the lighting of good parts varies, 0 to 1")
     stage.add_argument("--steps", type=positive_integer)
     stage.add_argument("--batch-size", type=positive_integer, help="crops a step")
     stage.add_argument("--crop-patches", type=positive_integer, help="side of a crop in patches; the paper's is 1")
@@ -74,7 +75,7 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
         **_given(resize=options.resize, sigma=options.sigma),
     }
     training = _given(
-        pretext={"name": options.pretext} if options.pretext else None,
+        pretext=_given(name=options.pretext or "cutpaste", light=options.light),
         steps=options.steps,
         batch_size=options.batch_size,
         crop_patches=options.crop_patches,

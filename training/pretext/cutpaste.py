@@ -26,6 +26,7 @@ class CutPasteConfiguration(BaseModel):
         head_depth, head_width: the MLP projection head.
         patch_side: sides of a pasted patch.
         scar_width, scar_length: sides of a pasted scar.
+        light: jitter of the whole crop's brightness, contrast and saturation, for parts whose lighting varies.
         jitter, hue: colour jitter of the pasted content.
         opacity: of the pasted content; faint pastes teach the encoder to see slight deviations.
         visible: smallest mean difference over the channels, in [0, 1], that counts a pixel as changed.
@@ -40,6 +41,7 @@ class CutPasteConfiguration(BaseModel):
     patch_side: tuple[float, float] = (0.12, 0.65)
     scar_width: tuple[float, float] = (0.05, 0.2)
     scar_length: tuple[float, float] = (0.25, 1.0)
+    light: float = Field(default=0.1, ge=0, le=1)
     jitter: float = Field(default=0.3, ge=0, le=0.5)
     hue: float = Field(default=0.1, ge=0, le=0.5)
     opacity: tuple[float, float] = (0.15, 1.0)
@@ -62,7 +64,7 @@ class CutPaste(PretextTask):
         self.configuration = configuration
         self.geometry = geometry
         self.crop_size = crop_size
-        self.augment = colour_jitter(0.1)
+        self.augment = colour_jitter(configuration.light)
         self.jitter = colour_jitter(configuration.jitter, hue=configuration.hue)
         self.head = projection_head(dimension, configuration.head_depth, configuration.head_width, 3)
 
