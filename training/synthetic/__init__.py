@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from models.geometry import ScanGeometry
 from training.synthetic import objects, textures
 from training.synthetic.camera import GREY_LEVELS, Camera
-from training.synthetic.canvas import Frame, Scene, blend
+from training.synthetic.canvas import Field, Scene, blend
 from training.synthetic.defects import HOLE, MISSING_PART, SCRATCH, STAIN, missing_part, surface_defect
 
 DEFAULT_SIZE = ScanGeometry().image_size
 SMALLEST_SIZE = 64  # below it the thinnest structures and defects are no longer drawn
 
 MASK_OPACITY = 0.04  # a defect of less opacity is left out of the image and of the mask
-VISIBLE = 14.0  # mean difference in grey levels, before noise, that a defect makes; else another one is drawn
-TRIES = 20  # defects drawn until one is visible
+VISIBLE = 20.0  # mean difference in grey levels, before noise, that a defect makes
+TRIES = 12  # defects drawn until one is visible; on a dark part none may be, then the most visible is kept
 
 _SURFACE = (SCRATCH, HOLE, STAIN)
 _DRAW: dict[str, tuple[Callable[[np.random.Generator, int], Scene], tuple[str, ...]]] = {
@@ -141,20 +141,24 @@ def render(
 
     rng = np.random.default_rng(_seed(seed, product, split, defect or "good", index))
     scene = _DRAW[product][0](rng, image_size)
-    camera = Camera.random(rng, Frame.of_image(image_size))
+    camera = Camera.random(rng, image_size)
     focused = camera.focused(scene.reflectance())
     exposed = camera.exposed(focused)
     flawless = camera.developed(exposed)
     if defect is None:
         return Rendered(flawless, flawless, np.zeros((image_size, image_size), dtype=np.bool_))
 
+    tries: list[tuple[float, Field, NDArray[np.bool_]]] = []
     for _ in range(TRIES):
         flaw = missing_part(rng, scene) if defect == MISSING_PART else surface_defect(rng, scene, defect)
         mask = camera.focused(flaw.alpha) > MASK_OPACITY
         defective = camera.focused(blend(scene.reflectance(), flaw.colour, flaw.alpha))
         changed = camera.exposed(np.where(mask[..., None], defective, focused))
-        if mask.any() and np.abs(changed - exposed)[mask].mean() * GREY_LEVELS >= VISIBLE:
+        visible = float(np.abs(changed - exposed)[mask].mean()) * GREY_LEVELS
+        tries.append((visible, changed, mask))
+        if visible >= VISIBLE:
             break
+    _, changed, mask = max(tries, key=lambda attempt: attempt[0])
     return Rendered(camera.developed(changed), flawless, mask)
 
 

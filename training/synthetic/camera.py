@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.synthetic.canvas import Field, Frame, blurred, noise
+from training.synthetic.canvas import SIDE, Field, Frame, blurred, noise
 
 # How much good images differ. Wider ranges make the products harder for a detector that looks at raw values.
 EXPOSURE = (0.7, 1.3)  # factor on everything
@@ -33,7 +33,7 @@ SHOULDER = 0.8  # values above are compressed instead of clipped, so that highli
 
 @dataclass(frozen=True)
 class Camera:
-    """One exposure: everything random in it is already drawn, so two scenes can be taken under the very same conditions.
+    """One exposure; everything random is drawn already, so that two scenes can be taken under the same conditions.
 
     Args:
         light: (H, W, 3) light on the scene.
@@ -54,17 +54,17 @@ class Camera:
     shot_noise: float
 
     @staticmethod
-    def random(rng: np.random.Generator, frame: Frame) -> Camera:
+    def random(rng: np.random.Generator, size: int) -> Camera:
         """A camera and its light, drawn from the ranges above."""
         warmth = rng.uniform(-COLOUR_TEMPERATURE, COLOUR_TEMPERATURE)
         balance = np.array([1 + warmth, 1 + rng.uniform(-TINT, TINT), 1 - warmth], dtype=np.float32)
-        brightness = rng.uniform(*EXPOSURE) * _random_light(rng, frame)
+        brightness = rng.uniform(*EXPOSURE) * _random_light(rng, size)
         return Camera(
             light=np.asarray(brightness[..., None] * balance, dtype=np.float32),
             contrast=rng.uniform(*CONTRAST),
             haze=rng.uniform(*HAZE),
             focus=rng.uniform(*FOCUS),
-            grain=rng.standard_normal((frame.size, frame.size, 3), dtype=np.float32),
+            grain=rng.standard_normal((size, size, 3), dtype=np.float32),
             read_noise=_log_uniform(rng, *READ_NOISE),
             shot_noise=_log_uniform(rng, *SHOT_NOISE),
         )
@@ -84,16 +84,18 @@ class Camera:
     def developed(self, exposed: Field) -> NDArray[np.uint8]:
         """The image (H, W, 3) with this exposure's noise; pixel by pixel."""
         deviation = np.sqrt(self.read_noise**2 + self.shot_noise**2 * exposed)
-        return np.clip(np.rint(exposed * GREY_LEVELS + deviation * self.grain), 0, GREY_LEVELS).astype(np.uint8)
+        levels = np.rint(exposed * GREY_LEVELS + deviation * self.grain)
+        return np.asarray(np.clip(levels, 0, GREY_LEVELS), dtype=np.uint8)
 
 
-def _random_light(rng: np.random.Generator, frame: Frame) -> Field:
+def _random_light(rng: np.random.Generator, size: int) -> Field:
+    frame = Frame.of_image(size)
     direction = rng.uniform(0, 2 * np.pi)
-    across = (np.cos(direction) * frame.x + np.sin(direction) * frame.y) / 100.0
+    across = (np.cos(direction) * frame.x + np.sin(direction) * frame.y) / SIDE
     falloff = 1 - rng.uniform(*LIGHT_FALLOFF) * (across + 0.5)
     x, y = rng.uniform(-45, 45, size=2)
     spot = np.exp(-((frame.x - x) ** 2 + (frame.y - y) ** 2) / (2 * rng.uniform(15, 40) ** 2))
-    uneven = 1 + 0.03 * noise(rng, frame.size, 50.0)
+    uneven = 1 + 0.03 * noise(rng, size, 50.0)
     return np.asarray(falloff * (1 + rng.uniform(*LIGHT_SPOT) * spot) * uneven, dtype=np.float32)
 
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Field = NDArray[np.float32]  # (H, W) one value per pixel, or (H, W, 3) a colour per pixel
 
+Window = tuple[slice, slice]  # rows and columns of a cut-out
+
 SIDE = 100.0
 COARSE = 12  # pixels; noise whose features are larger is interpolated from a lattice, which is too visible in finer one
 LATTICE_GAIN = 1.25  # interpolation between independent values makes them smaller
@@ -27,26 +29,19 @@ class Frame:
     Args:
         x: (H, W) in percent of the side.
         y: (H, W) in percent of the side.
+        pixel: side of a pixel, in percent of the image's side.
     """
 
     x: Field
     y: Field
+    pixel: float
 
     @staticmethod
     def of_image(size: int) -> Frame:
         """The frame of an upright image of ``size`` by ``size`` pixels."""
-        axis = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5) * SIDE
+        axis = np.asarray(((np.arange(size) + 0.5) / size - 0.5) * SIDE, dtype=np.float32)
         x, y = np.meshgrid(axis, axis)
-        return Frame(x, y)
-
-    @property
-    def size(self) -> int:
-        return int(self.x.shape[0])
-
-    @property
-    def pixel(self) -> float:
-        """Side of a pixel in percent of the image's side."""
-        return SIDE / self.size
+        return Frame(x, y, SIDE / size)
 
     @cached_property
     def radius(self) -> Field:
@@ -56,28 +51,38 @@ class Frame:
     def angle(self) -> Field:
         return np.arctan2(self.y, self.x)
 
-    def moved(self, x: float, y: float, degrees: float = 0.0) -> Frame:
+    def moved(self, x: float, y: float, degrees: float) -> Frame:
         """The frame of a part that lies at (``x``, ``y``), turned clockwise by ``degrees``."""
         cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
         dx, dy = self.x - np.float32(x), self.y - np.float32(y)
-        return Frame(np.float32(cosine) * dx + np.float32(sine) * dy, np.float32(cosine) * dy - np.float32(sine) * dx)
+        turned_x = np.float32(cosine) * dx + np.float32(sine) * dy
+        return Frame(turned_x, np.float32(cosine) * dy - np.float32(sine) * dx, self.pixel)
+
+    def around(self, x: float, y: float, reach: float) -> tuple[Frame, Window]:
+        """The cut-out within ``reach`` of (``x``, ``y``), which becomes its origin, and where it lies in the image."""
+        nearest = int(np.argmin((self.x - np.float32(x)) ** 2 + (self.y - np.float32(y)) ** 2))
+        margin = int(np.ceil(reach / self.pixel)) + 1
+        rows, columns = (slice(max(0, at - margin), at + margin + 1) for at in divmod(nearest, self.x.shape[1]))
+        return Frame(self.x[rows, columns], self.y[rows, columns], self.pixel).moved(x, y, 0), (rows, columns)
 
     def coverage(self, distance: Field) -> Field:
         """Opacity in [0, 1] of a shape given by its signed ``distance``, its edge one pixel wide."""
-        return np.clip(0.5 - distance / np.float32(self.pixel), 0, 1)
+        return np.asarray(np.clip(0.5 - distance / np.float32(self.pixel), 0, 1), dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Something that covers what lies below it.
+    """Something that covers what lies below it, inside a window of the image.
 
     Args:
-        colour: (H, W, 3) reflectance.
-        alpha: (H, W) opacity in [0, 1].
+        colour: (h, w, 3) reflectance.
+        alpha: (h, w) opacity in [0, 1].
+        window: the rows and columns that it lies in; by default the whole image.
     """
 
     colour: Field
     alpha: Field
+    window: Window = (slice(None), slice(None))
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,10 @@ class Scene:
 
     def reflectance(self, without: int | None = None) -> Field:
         """The complete product (H, W, 3), or the product without one of its parts."""
-        image = self.base
+        image = self.base.copy()
         for index, part in enumerate(self.parts):
             if index != without:
-                image = blend(image, part.colour, part.alpha)
+                cover(image, part.colour, part.alpha, part.window)
         return image
 
 
@@ -107,6 +112,11 @@ def blend(below: Field, above: Field, alpha: Field) -> Field:
     """``above`` over ``below`` (H, W, 3) at the opacity ``alpha`` (H, W)."""
     opacity = alpha[..., None]
     return np.asarray(below + (above - below) * opacity, dtype=np.float32)
+
+
+def cover(image: Field, colour: Field, alpha: Field, window: Window) -> None:
+    """Blend into a window of ``image``, in place."""
+    image[window] = blend(image[window], colour, alpha)
 
 
 def tinted(shade: Field, colour: tuple[float, float, float]) -> Field:

@@ -11,9 +11,9 @@ from training.synthetic.canvas import SIDE, Field, Frame, Layer, Scene, noise
 SCRATCH, HOLE, STAIN, MISSING_PART = "scratch", "hole", "stain", "missing_part"
 
 # From subtle to obvious. Lengths are in percent of the image's side, depths are fractions of what the defect covers.
-SCRATCH_WIDTH = (0.9, 1.7)
+SCRATCH_WIDTH = (1.0, 1.7)
 SCRATCH_LENGTH = (12.0, 47.0)
-SCRATCH_DEPTH = (0.45, 0.85)
+SCRATCH_DEPTH = (0.55, 0.95)
 HOLE_RADIUS = (2.0, 4.7)
 HOLE_DEPTH = (0.45, 0.75)
 STAIN_RADIUS = (3.5, 9.4)
@@ -45,8 +45,11 @@ def surface_defect(rng: np.random.Generator, scene: Scene, kind: str) -> Layer:
 def missing_part(rng: np.random.Generator, scene: Scene) -> Layer:
     """What lies under one of the parts, to be laid over the complete product."""
     number = int(rng.integers(len(scene.parts)))
-    # Opaque wherever the part has any opacity: the part's own edge is already in both pictures.
-    return Layer(scene.reflectance(without=number), (scene.parts[number].alpha > 0).astype(np.float32))
+    part = scene.parts[number]
+    alpha = np.zeros_like(scene.surface)
+    # Opaque wherever the part has any opacity: its own soft edge is already in the picture with it.
+    alpha[part.window] = part.alpha > 0
+    return Layer(scene.reflectance(without=number), alpha)
 
 
 def _scratch(rng: np.random.Generator, local: Frame, reflectance: Field) -> Layer:
@@ -76,7 +79,7 @@ def _hole(rng: np.random.Generator, local: Frame, reflectance: Field) -> Layer:
     around = (reflectance * alpha[..., None]).sum(axis=(0, 1)) / alpha.sum()
     lamp = rng.uniform(0, 2 * np.pi)
     wall = np.clip(1 + outline / (0.45 * radius), 0, 1)  # 0 on the floor, 1 at the edge
-    shade = 1 - depth + 0.9 * depth * wall * np.cos(local.angle - lamp) + 0.04 * noise(rng, local.size, 0.8)
+    shade = 1 - depth + 0.9 * depth * wall * np.cos(local.angle - lamp) + 0.04 * noise(rng, local.x.shape[0], 0.8)
     floor = np.asarray(0.8 * around + 0.2 * reflectance, dtype=np.float32)
     return Layer(_scaled(floor, shade), alpha)
 
@@ -85,13 +88,13 @@ def _stain(rng: np.random.Generator, local: Frame, reflectance: Field) -> Layer:
     """A dried drop: a tint through which the texture shows, darker towards its soft edge."""
     radius = rng.uniform(*STAIN_RADIUS)
     stretch = rng.uniform(1.0, 1.5)
-    oval = Frame(local.x * np.float32(stretch**0.5), local.y / np.float32(stretch**0.5))
+    oval = Frame(local.x * np.float32(stretch**0.5), local.y / np.float32(stretch**0.5), local.pixel)
     inside = radius - oval.radius / _irregular(rng, oval, roughness=0.08)
     softness = rng.uniform(0.4, 0.9)
     alpha = np.clip(inside / softness, 0, 1)
     depth = rng.uniform(*STAIN_DEPTH)
     edge = np.exp(-(((inside - softness) / 1.2) ** 2))
-    strength = depth * (0.6 + 0.4 * edge + 0.08 * noise(rng, local.size, 5.0))
+    strength = depth * (0.6 + 0.4 * edge + 0.08 * noise(rng, local.x.shape[0], 5.0))
     absorbed = np.array([0.7, 0.95, 1.25], dtype=np.float32) if rng.uniform() < 0.5 else np.ones(3, dtype=np.float32)
     return Layer(_scaled(reflectance, 1 - strength[..., None] * absorbed), np.asarray(alpha, dtype=np.float32))
 

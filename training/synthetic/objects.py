@@ -8,19 +8,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.synthetic.canvas import SIDE, Field, Frame, Layer, Scene, blend, blurred, box, noise, tinted
+from training.synthetic.canvas import SIDE, Field, Frame, Layer, Scene, blend, blurred, box, cover, noise, tinted
 
 SHIFT = 2.5  # how far a part may lie from the centre
+LAMP, LAMP_SWAY = -2.2, 0.3  # direction of the station's lamp, radians; it is never adjusted twice alike
 
 
 def washer(rng: np.random.Generator, size: int) -> Scene:
     """A turned metal flange with six socket screws."""
     outer, bore, groove, screw_circle = 38.0, 13.0, 18.0, 28.0
     frame = Frame.of_image(size)
-    part = _placed(rng, frame, degrees=15)
+    part = _placed(rng, frame, degrees=10)
     body = frame.coverage(np.maximum(part.radius - outer, bore - part.radius))
 
-    lamp = rng.uniform(0, 2 * np.pi)
+    lamp = LAMP + rng.uniform(-LAMP_SWAY, LAMP_SWAY)
     marks = np.interp(part.radius, np.arange(0, SIDE, 0.45), rng.standard_normal(int(SIDE / 0.45) + 1))
     sheen = np.abs(np.cos(part.angle - lamp)) ** 3 - 0.4
     shade = 0.52 * (1 + rng.uniform(0.02, 0.04) * marks + rng.uniform(0.1, 0.25) * sheen)
@@ -31,15 +32,15 @@ def washer(rng: np.random.Generator, size: int) -> Scene:
     base = blend(_on_belt(rng, frame, body), metal, body)
 
     screws = []
-    free = body
+    free = body.copy()
     for number in range(6):
         turn = np.radians(60 * number)
-        place = part.moved(screw_circle * np.cos(turn), screw_circle * np.sin(turn), rng.uniform(0, 60))
-        seat = frame.coverage(place.radius - np.float32(5.1))
-        base = blend(base, metal * np.float32(0.7), seat)
-        base = blend(base, metal * np.float32(0.15), frame.coverage(place.radius - np.float32(3.6)))
-        screws.append(Layer(_screw_head(rng, place, lamp), frame.coverage(place.radius - np.float32(4.4))))
-        free = free * (1 - frame.coverage(place.radius - np.float32(6.0)))
+        place, window = part.around(screw_circle * np.cos(turn), screw_circle * np.sin(turn), reach=6.5)
+        cover(base, metal[window] * np.float32(0.7), frame.coverage(place.radius - np.float32(5.1)), window)
+        cover(base, metal[window] * np.float32(0.15), frame.coverage(place.radius - np.float32(3.6)), window)
+        head = _screw_head(rng, place.moved(0, 0, rng.uniform(0, 60)), lamp)
+        screws.append(Layer(head, frame.coverage(place.radius - np.float32(4.4)), window))
+        free[window] *= 1 - frame.coverage(place.radius - np.float32(6.0))
     return Scene(base, free, tuple(screws))
 
 
@@ -50,10 +51,11 @@ def cap(rng: np.random.Generator, size: int) -> Scene:
     part = _placed(rng, frame, degrees=180)
     body = frame.coverage(part.radius - np.float32(outer))
 
-    lamp = rng.uniform(0, 2 * np.pi)
+    lamp = LAMP + rng.uniform(-LAMP_SWAY, LAMP_SWAY)
     lit = np.cos(part.angle - lamp)
+    grain = noise(rng, size, 1.2)
     knurl = np.cos(60 * part.angle) * frame.coverage(rim - part.radius)
-    shade = 1 + 0.2 * knurl + rng.uniform(0.01, 0.05) * noise(rng, size, 1.2) + 0.04 * noise(rng, size, 20.0)
+    shade = 1 + 0.2 * knurl + rng.uniform(0.01, 0.05) * grain + 0.04 * noise(rng, size, 20.0)
     for radius, height in ((rim, 0.3), (step, -0.25)):  # the flank of a step is bright where it faces the lamp
         shade = shade * (1 + height * lit * frame.coverage(np.abs(part.radius - radius) - np.float32(0.7)))
     plastic = _coloured(shade, rng, (0.22, 0.36, 0.56))
@@ -63,13 +65,14 @@ def cap(rng: np.random.Generator, size: int) -> Scene:
     free = frame.coverage(part.radius - np.float32(rim - 1))
     for number in range(8):
         turn = np.radians(45 * number)
-        place = part.moved(insert_circle * np.cos(turn), insert_circle * np.sin(turn), 45 * number)
+        place, window = part.around(insert_circle * np.cos(turn), insert_circle * np.sin(turn), reach=8)
+        place = place.moved(0, 0, 45 * number)
         pocket = box(place, 3.4, 5.4, corner=1.5)
-        base = blend(base, plastic * np.float32(0.6), frame.coverage(pocket))
+        cover(base, plastic[window] * np.float32(0.6), frame.coverage(pocket), window)
         shape = box(place, 2.9, 4.9, corner=1.2)
-        face = 0.62 * (1 + 0.02 * noise(rng, size, 1.0) + 0.12 * np.cos(place.angle - lamp) * (shape > -0.8))
-        inserts.append(Layer(_coloured(face, rng, (1.0, 0.99, 0.94)), frame.coverage(shape)))
-        free = free * (1 - frame.coverage(box(place, 4.4, 6.4, corner=1.5)))
+        face = 0.62 * (1 + 0.02 * grain[window] + 0.12 * np.cos(place.angle - lamp) * (shape > -0.8))
+        inserts.append(Layer(_coloured(face, rng, (1.0, 0.99, 0.94)), frame.coverage(shape), window))
+        free[window] *= 1 - frame.coverage(box(place, 4.4, 6.4, corner=1.5))
     return Scene(base, free, tuple(inserts))
 
 
@@ -82,11 +85,12 @@ def board(rng: np.random.Generator, size: int) -> Scene:
     outline = frame.coverage(box(part, BOARD_HALF, BOARD_HALF, corner=2.0))
     copper, metal, ink, chips, holes = (_laid(drawing, x, y, degrees) for drawing in _board_drawings(size))
 
-    weave = rng.uniform(0.01, 0.05) * noise(rng, size, 0.7) + 0.04 * noise(rng, size, 15.0)
+    grain = noise(rng, size, 0.7)
+    weave = rng.uniform(0.01, 0.05) * grain + 0.04 * noise(rng, size, 15.0)
     mask = _coloured(1 + weave, rng, (0.13, 0.34, 0.22))
     base = blend(_on_belt(rng, frame, outline), mask, outline)
     base = blend(base, mask * np.float32(rng.uniform(1.25, 1.5)), copper)
-    solder = 0.6 * (1 + rng.uniform(0.03, 0.12) * noise(rng, size, 1.0))
+    solder = 0.6 * (1 + rng.uniform(0.03, 0.08) * noise(rng, size, 1.0))
     base = blend(base, _coloured(solder, rng, (1.0, 0.98, 0.92)), metal)
     base = blend(base, np.full_like(base, rng.uniform(0.62, 0.78)), ink)
     package = 0.17 * (1 + rng.uniform(0.03, 0.1) * noise(rng, size, 0.6))
@@ -97,13 +101,14 @@ def board(rng: np.random.Generator, size: int) -> Scene:
     free = outline * (1 - holes)
     for number, (at_x, at_y, upright) in enumerate(COMPONENTS):
         placing = rng.normal(0, 0.15, size=2)
-        place = part.moved(at_x + placing[0], at_y + placing[1], (90 if upright else 0) + rng.normal(0, 1.5))
+        place, window = part.around(at_x + placing[0], at_y + placing[1], reach=5)
+        place = place.moved(0, 0, (90 if upright else 0) + rng.normal(0, 1.5))
         body = frame.coverage(box(place, 1.9, 1.6, corner=0.2))
         colour = (0.2, 0.19, 0.2) if number % 2 else (0.55, 0.43, 0.3)
-        ends = tinted(np.full((size, size), 0.66, dtype=np.float32), (1.0, 1.0, 0.97))
-        face = blend(ends, _coloured(1 + 0.04 * noise(rng, size, 0.8), rng, colour), body)
-        components.append(Layer(face, frame.coverage(box(place, 3.1, 1.6, corner=0.4))))
-        free = free * (1 - frame.coverage(box(place, 4.2, 2.6)))
+        ends = tinted(np.full_like(body, 0.66), (1.0, 1.0, 0.97))
+        face = blend(ends, _coloured(1 + 0.04 * grain[window], rng, colour), body)
+        components.append(Layer(face, frame.coverage(box(place, 3.1, 1.6, corner=0.4)), window))
+        free[window] *= 1 - frame.coverage(box(place, 4.2, 2.6))
     return Scene(base, free, tuple(components))
 
 
@@ -121,12 +126,8 @@ COMPONENTS = (  # x, y, upright
 )
 
 
-def _board_drawings(size: int) -> tuple[Field, ...]:
-    return _drawn_board(size)
-
-
 @lru_cache(maxsize=4)
-def _drawn_board(size: int) -> tuple[Field, ...]:
+def _board_drawings(size: int) -> tuple[Field, ...]:
     """Opacity (H, W) of copper, bare metal, ink, chips and holes of the board in its upright position.
 
     Drawn by line and box at several times the size: hundreds of shapes, too many to compute per image as distances.
@@ -207,9 +208,7 @@ class _Drawing:
         return max(1, round(length / SIDE * self.side))
 
 
-def _trace(
-    layout: np.random.Generator, copper: _Drawing, metal: _Drawing, holes: _Drawing, x: float, y: float
-) -> None:
+def _trace(layout: np.random.Generator, copper: _Drawing, metal: _Drawing, holes: _Drawing, x: float, y: float) -> None:
     """A trace from a pad: straight, diagonal, straight, to a via."""
     points = [(x, y)]
     heading = layout.choice([-1.0, 1.0])
@@ -222,7 +221,7 @@ def _trace(
 
 
 def _placed(rng: np.random.Generator, frame: Frame, degrees: float) -> Frame:
-    return frame.moved(*rng.uniform(-SHIFT, SHIFT, size=2), degrees=rng.uniform(-degrees, degrees))
+    return frame.moved(rng.uniform(-SHIFT, SHIFT), rng.uniform(-SHIFT, SHIFT), rng.uniform(-degrees, degrees))
 
 
 def _laid(drawing: Field, x: float, y: float, degrees: float) -> Field:
@@ -244,7 +243,7 @@ def _screw_head(rng: np.random.Generator, place: Frame, lamp: float) -> Field:
 
 def _on_belt(rng: np.random.Generator, frame: Frame, outline: Field) -> Field:
     """A conveyor (H, W, 3) of varying grey, with the shadow of what lies on it."""
-    size = frame.size
+    size = outline.shape[0]
     ribs = rng.uniform(0, 0.04) * np.sin(2 * np.pi * (frame.x / 5.0 + rng.uniform()))
     texture = rng.uniform(0.015, 0.035) * noise(rng, size, 0.8) + 0.04 * noise(rng, size, 18.0)
     shade = rng.uniform(0.22, 0.58) * (1 + ribs + texture)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.synthetic.canvas import Field, Frame, Scene, blend, noise, tinted
+from training.synthetic.canvas import SIDE, Field, Frame, Scene, blend, noise, tinted
 
 YARN = 2.9  # distance between neighbouring yarns
 
@@ -12,7 +12,7 @@ YARN = 2.9  # distance between neighbouring yarns
 def fabric(rng: np.random.Generator, size: int) -> Scene:
     """A twill of warm and cool yarns, slightly turned and drawn out of shape, each yarn a little different."""
     frame = Frame.of_image(size)
-    cloth = frame.moved(*rng.uniform(-YARN, YARN, size=2), degrees=rng.uniform(-4, 4))
+    cloth = frame.moved(rng.uniform(-YARN, YARN), rng.uniform(-YARN, YARN), rng.uniform(-4, 4))
     pull = rng.uniform(0.1, 0.5)
     across = cloth.x + pull * noise(rng, size, 25.0)
     along = cloth.y + pull * noise(rng, size, 25.0)
@@ -56,14 +56,12 @@ def tile(rng: np.random.Generator, size: int) -> Scene:
     return Scene(image, np.ones((size, size), dtype=np.float32))
 
 
-def _yarns(
-    rng: np.random.Generator, frame: Frame, across: Field, along: Field, spacing: float
-) -> tuple[Field, Field]:
+def _yarns(rng: np.random.Generator, frame: Frame, across: Field, along: Field, spacing: float) -> tuple[Field, Field]:
     """Number of the yarn (H, W) that lies under each pixel of one yarn system, and the yarn's shade."""
     position = across / np.float32(spacing)
     number = np.floor(position)
     inside = position - number - 0.5  # -0.5 to 0.5 across the yarn
-    count = int(np.ceil(2 * 100.0 / spacing))
+    count = int(np.ceil(2 * SIDE / spacing))
     thickness = 1 + rng.uniform(0.02, 0.08) * rng.standard_normal(count)
     own = thickness[np.mod(number, count).astype(np.intp)]
     roundness = np.sqrt(np.clip(1 - (1.75 * inside) ** 2, 0, 1))
