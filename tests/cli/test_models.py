@@ -1,0 +1,102 @@
+"""``plumbline models``: what is there, what is active, and whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models.store import ModelStore
+from tests.cli.conftest import Run
+from tests.cli.support import CATEGORY, COMPUTE
+
+
+@pytest.fixture
+def two_versions(own_models: Path) -> Path:
+    """A store with a second version, which is not active."""
+    from models.detector import Detector
+
+    store = ModelStore(own_models)
+    detector = Detector.load(store.folder(CATEGORY, 1), "cpu")
+    assert store.publish(CATEGORY, detector.save, activate=False) == 2
+    return own_models
+
+
+def damage(file: Path) -> None:
+    """Turn one bit of a published file."""
+    file.chmod(0o644)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_list(run: Run, two_versions: Path) -> None:
+    outcome = run("models", "list", "--models", two_versions, "--json")
+    assert outcome.status == 0
+    assert outcome.result == {"categories": {CATEGORY: {"versions": [1, 2], "active": 1}}}
+    line = outcome.output.splitlines()[0]
+    assert line.split() == [CATEGORY, "[1]", "2"]
+
+
+def test_list_of_an_empty_store(run: Run, tmp_path: Path) -> None:
+    outcome = run("models", "list", "--models", tmp_path)
+    assert outcome.status == 0
+    assert f"{tmp_path} holds no trained category" in outcome.output
+    assert run("models", "list", "--models", tmp_path, "--json").result == {"categories": {}}
+
+
+def test_show(run: Run, two_versions: Path) -> None:
+    ModelStore(two_versions).record(CATEGORY, 2, "metrics", {"image_auroc": 0.5})
+    active = run("models", "show", CATEGORY, "--models", two_versions, "--json").result
+    assert (active["category"], active["version"], active["active"], active["records"]) == (CATEGORY, 1, True, {})
+    assert active["configuration"]["detector"]["encoder"] == {"name": "dense_patch", "width": 2}
+    assert {"encoder.safetensors", "bank.faiss", "calibration.safetensors"} <= set(active["files"])
+    other = run("models", "show", CATEGORY, "2", "--models", two_versions, "--json").result
+    assert (other["version"], other["active"]) == (2, False)
+    assert other["records"] == {"metrics": {"image_auroc": 0.5}}
+    for_people = run("models", "show", CATEGORY, "2", "--models", two_versions)
+    assert json.loads(for_people.output) == other
+
+
+def test_activate_and_back(run: Run, two_versions: Path) -> None:
+    for version in (2, 1):
+        outcome = run("models", "activate", CATEGORY, str(version), "--models", two_versions, "--json")
+        assert outcome.status == 0
+        assert outcome.result == {"category": CATEGORY, "active": version}
+        assert f"version {version} is active" in outcome.output
+        assert ModelStore(two_versions).active(CATEGORY) == version
+
+
+def test_verify(run: Run, two_versions: Path) -> None:
+    for arguments, version in (((), 1), (("2",), 2)):
+        outcome = run("models", "verify", CATEGORY, *arguments, "--models", two_versions, "--json")
+        assert outcome.status == 0
+        assert outcome.result["version"] == version
+        assert set(outcome.result["files"]) == {"encoder.safetensors", "bank.faiss", "calibration.safetensors"}
+        assert "whole" in outcome.output
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "bank.faiss", "calibration.safetensors", "manifest.json"])
+def test_a_damaged_version_fails_to_verify_and_to_score(run: Run, data: Path, two_versions: Path, name: str) -> None:
+    damage(ModelStore(two_versions).folder(CATEGORY, 1) / name)
+    image = next((data / CATEGORY / "test" / "good").iterdir())
+    run("models", "verify", CATEGORY, "--models", two_versions, "--json").assert_refused(1, name)
+    run("score", CATEGORY, image, "--models", two_versions, "--json", *COMPUTE).assert_refused(1, name)
+    assert run("models", "verify", CATEGORY, "2", "--models", two_versions).status == 0
+
+
+def test_a_version_with_a_file_missing_fails_to_verify(run: Run, own_models: Path) -> None:
+    (ModelStore(own_models).folder(CATEGORY, 1) / "bank.faiss").unlink()
+    run("models", "verify", CATEGORY, "--models", own_models).assert_refused(1, "bank.faiss")
+
+
+def test_without_an_active_version_one_must_be_named(run: Run, data: Path, own_models: Path) -> None:
+    (own_models / CATEGORY / "active").unlink()
+    image = next((data / CATEGORY / "test" / "good").iterdir())
+    assert run("models", "list", "--models", own_models, "--json").result["categories"][CATEGORY]["active"] is None
+    for action in ("show", "verify"):
+        run("models", action, CATEGORY, "--models", own_models).assert_refused(2, "no active version")
+        assert run("models", action, CATEGORY, "1", "--models", own_models).status == 0
+    run("score", CATEGORY, image, "--models", own_models).assert_refused(2, "no active version", "[1]")
+    assert run("score", CATEGORY, image, "--models", own_models, "--version-number", "1", *COMPUTE).status == 0

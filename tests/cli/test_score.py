@@ -1,0 +1,120 @@
+"""``plumbline evaluate`` and ``plumbline score``, with a detector that ``plumbline train`` made."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.detector import Detector
+from models.images import read_image
+from models.store import ModelStore
+from tests.cli.conftest import Run
+from tests.cli.support import CATEGORY, COMPUTE, run_program
+
+METRICS = (
+    "image_auroc",
+    "pixel_auroc",
+    "image_ap",
+    "pixel_ap",
+    "aupro_30",
+    "aupro_05",
+    "image_f1_max",
+    "false_reject_rate",
+    "escape_rate",
+)
+
+
+@pytest.fixture(scope="module")
+def detector(models: Path) -> Detector:
+    return Detector.load(ModelStore(models).folder(CATEGORY, 1), "cpu")
+
+
+def test_evaluate(run: Run, data: Path, own_models: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    outcome = run(
+        "evaluate", CATEGORY, "--data", data, "--models", own_models, "--out", out, "--json", *COMPUTE
+    )  # fmt: skip
+    assert outcome.status == 0
+    assert set(METRICS) < set(outcome.result)
+    assert json.loads((out / "metrics.json").read_text()) == outcome.result
+    for name in METRICS:
+        [line] = [line for line in outcome.output.splitlines()[:-1] if line.split()[0] == name]
+        assert line.split()[1] == f"{outcome.result[name]:.4f}"
+    with (out / "images.csv").open() as file:
+        assert len(list(csv.reader(file))) == 1 + 2 + 3  # two good, one of each defect
+    assert {path.suffix for path in out.iterdir()} == {".json", ".csv", ".png"}
+    assert ModelStore(own_models).records(CATEGORY, 1) == {"metrics": outcome.result}
+
+
+def test_evaluate_takes_the_categorys_own_folder_and_a_version(
+    run: Run, data: Path, own_models: Path, tmp_path: Path
+) -> None:
+    (own_models / CATEGORY / "active").unlink()
+    arguments = ("--data", data / CATEGORY, "--models", own_models, "--out", tmp_path / "report", *COMPUTE)
+    run("evaluate", CATEGORY, *arguments).assert_refused(2, "no active version")
+    assert run("evaluate", CATEGORY, *arguments, "--version-number", "1").status == 0
+
+
+def test_evaluate_without_test_images(run: Run, data: Path, models: Path, tmp_path: Path) -> None:
+    plain = data / CATEGORY / "train" / "good"
+    run(
+        "evaluate", CATEGORY, "--data", plain, "--models", models, "--out", tmp_path / "report", *COMPUTE
+    ).assert_refused(2, "no test images")  # fmt: skip
+    assert not (tmp_path / "report").exists()
+
+
+def test_score_says_what_the_detector_says(run: Run, data: Path, models: Path, detector: Detector) -> None:
+    images = sorted((data / CATEGORY / "test").glob("*/000.png"))
+    outcome = run("score", CATEGORY, *images, "--models", models, "--json", *COMPUTE)
+    assert outcome.status == 0
+    result = outcome.result
+    assert (result["category"], result["version"]) == (CATEGORY, 1)
+    assert result["threshold"] == detector.operating_point.image_threshold
+    assert [entry["image"] for entry in result["images"]] == [str(image) for image in images]
+    for image, entry, line in zip(images, result["images"], outcome.output.splitlines(), strict=False):
+        [prediction] = detector.predict([read_image(image)])
+        assert entry["verdict"] == prediction.verdict
+        assert entry["image_score"] == pytest.approx(prediction.image_score, rel=1e-5)
+        assert entry["p_value"] == prediction.p_value
+        assert len(entry["regions"]) == len(prediction.regions)
+        assert line.startswith(f"{image}: {prediction.verdict}, score {prediction.image_score:.4f}")
+
+
+def test_score_writes_heatmaps_of_the_originals_size(run: Run, models: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images = [tmp_path / "left" / "part.png", tmp_path / "right" / "part.jpg"]  # of the same name
+    for path, shape in zip(images, ((70, 90, 3), (33, 200, 3)), strict=True):
+        path.parent.mkdir()
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    out = tmp_path / "deep" / "scores"
+    outcome = run("score", CATEGORY, *images, "--models", models, "--out", out, "--json", *COMPUTE)
+    assert outcome.status == 0
+    heatmaps = [Path(entry["heatmap"]) for entry in outcome.result["images"]]
+    assert len(set(heatmaps)) == 2
+    for image, heatmap in zip(images, heatmaps, strict=True):
+        assert heatmap.parent == out
+        assert read_image(heatmap).shape == read_image(image).shape
+    assert json.loads((out / "scores.json").read_text()) == outcome.result
+
+
+def test_score_stops_at_what_is_no_image_before_it_writes_anything(
+    run: Run, data: Path, models: Path, tmp_path: Path
+) -> None:
+    image = next((data / CATEGORY / "test" / "good").iterdir())
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(image.read_bytes()[:300])
+    out = tmp_path / "scores"
+    run("score", CATEGORY, image, torn, "--models", models, "--out", out, *COMPUTE).assert_refused(2, str(torn))
+    assert not out.exists()
+
+
+def test_the_installed_program_scores(data: Path, desk: Path, models: Path) -> None:
+    image = next((data / CATEGORY / "test" / "good").iterdir())
+    outcome = run_program("score", CATEGORY, image, "--json", *COMPUTE, cwd=desk)  # the store of the folder it is in
+    assert outcome.status == 0, outcome.errors
+    assert [entry["image"] for entry in outcome.result["images"]] == [str(image)]

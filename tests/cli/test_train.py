@@ -1,0 +1,176 @@
+"""``plumbline train``: what it publishes, and runs that were interrupted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.progress import TrainingBar
+from models.detector import Detector
+from models.store import ModelStore
+from tests.cli.conftest import Run
+from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, TINY, Outcome
+from training.trainer import CHECKPOINT_FILE, LOG_FILE, Progress
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[str, ...]:
+    return ("--models", str(tmp_path / "models"), "--runs", str(tmp_path / "runs"))
+
+
+def test_train_publishes_an_active_version(trained: Outcome, desk: Path) -> None:
+    result = trained.result
+    [entry] = result["trained"]
+    store = ModelStore(desk / "artifacts")
+    assert (entry["category"], entry["version"], entry["skipped"]) == (CATEGORY, 1, 0)
+    assert store.active(CATEGORY) == 1
+    detector = Detector.load(store.folder(CATEGORY, 1), "cpu")
+    for name in ("image_threshold", "pixel_threshold", "false_reject_rate"):
+        assert entry[name] == getattr(detector.operating_point, name)
+    low, high = entry["false_reject_rate_interval"]
+    assert 0 <= low < entry["false_reject_rate"] < high <= 1
+    assert "true rate, 90 % interval" in " ".join(trained.errors.split())
+    assert sorted(path.name for path in (desk / "runs" / CATEGORY).iterdir()) == [LOG_FILE]  # no checkpoint is left
+    # What was asked for is what was trained.
+    assert detector.training["fit"]["training"]["steps"] == 6
+    assert detector.training["fit"]["training"]["batch_size"] == 4
+    assert detector.training["fit"]["bank_size"] == 200
+    assert detector.scan.encoder.dimension == 8 * 2
+
+
+def test_every_option_reaches_the_configuration(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "width": 1, "density-mode": "neighbours", "neighbours": 3, "bank-size": 50, "resize": "letterbox", "sigma": 3.5,
+        "pretext": "rotation", "steps": 2, "batch-size": 3, "crop-patches": 2, "learning-rate": 0.02,
+        "precision": "float32", "seed": 5, "calibration-fraction": 0.4, "group-pattern": r"(\d)\.png",
+        "false-reject-rate": 0.3,
+    }  # fmt: skip
+    arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    outcome = run("train", CATEGORY, "--data", data, *places, "--json", "--no-activate", *COMPUTE, *arguments)
+    assert outcome.status == 0, outcome.errors
+    assert outcome.result["trained"][0]["false_reject_rate"] == 0.3
+    store = ModelStore(tmp_path / "models")
+    assert store.active(CATEGORY) is None
+    manifest = json.loads((store.folder(CATEGORY, 1) / "manifest.json").read_text())["configuration"]
+    values = manifest["detector"] | manifest["training"]["fit"]
+    values |= values["training"] | values["detector"] if "detector" in values else values["training"]
+    found = {
+        **{name: values[name.replace("-", "_")] for name in options if name.replace("-", "_") in values},
+        "width": manifest["detector"]["encoder"]["width"],
+        "density-mode": manifest["detector"]["density"]["mode"],
+        "neighbours": manifest["detector"]["density"]["neighbours"],
+        "pretext": values["pretext"]["name"],
+    }
+    assert found == options
+
+
+def test_train_all(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
+    both = tmp_path / "data"
+    for name in ("cap", "lid"):
+        shutil.copytree(data / CATEGORY, both / name)
+    outcome = run("train", "--all", "--data", both, *places, "--json", *TINY)
+    assert outcome.status == 0, outcome.errors
+    assert [(entry["category"], entry["version"]) for entry in outcome.result["trained"]] == [("cap", 1), ("lid", 1)]
+    assert ModelStore(tmp_path / "models").categories() == ["cap", "lid"]
+    again = run("train", "lid", "--data", both, *places, "--json", *TINY)
+    assert again.result["trained"][0]["version"] == 2
+    for name in ("image_threshold", "pixel_threshold"):  # the same seed
+        assert again.result["trained"][0][name] == outcome.result["trained"][1][name]
+
+
+def test_a_broken_file_stops_training_or_is_skipped_and_counted(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path
+) -> None:
+    shutil.copytree(data / CATEGORY, tmp_path / "data" / "cap")
+    broken = tmp_path / "data" / "cap" / "train" / "good" / "zz.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    arguments = ("train", "cap", "--data", str(tmp_path / "data"), *places, "--json", *TINY)
+    run(*arguments).assert_refused(2, str(broken), "--skip-broken")
+    outcome = run(*arguments, "--skip-broken")
+    assert outcome.status == 0, outcome.errors
+    assert outcome.result["trained"][0]["skipped"] == 1
+    assert f"skipped {broken}" in outcome.errors.replace("\n", "")
+
+
+def test_train_from_a_plain_folder_under_any_name(run: Run, places: tuple[str, ...], tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for index in range(9):
+        image = random.integers(0, 256, (50, 70), dtype=np.uint8)  # grey
+        (tmp_path / "shots").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "shots" / f"{index}.bmp")
+    outcome = run("train", "bolt", "--data", tmp_path / "shots", *places, "--json", *TINY)
+    assert outcome.status == 0, outcome.errors
+    assert ModelStore(tmp_path / "models").categories() == ["bolt"]
+
+
+# --- interrupted ------------------------------------------------------------------------------------------------------
+
+
+def encoder_bytes(models: Path, version: int = 1) -> bytes:
+    return (ModelStore(models).folder(CATEGORY, version) / "encoder.safetensors").read_bytes()
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on_exactly(
+    run: Run, data: Path, models: Path, places: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("train", CATEGORY, "--data", str(data), *places, *TINY)
+    checkpoint = tmp_path / "runs" / CATEGORY / CHECKPOINT_FILE
+
+    def press(bar: TrainingBar, report: Progress) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingBar, "__call__", press)
+        run(*arguments, "--json").assert_refused(130, "resume")
+    assert checkpoint.exists()
+    assert not (tmp_path / "models").exists()
+
+    run(*arguments, "--json").assert_refused(2, "--resume", "--restart", str(checkpoint.parent))
+    run(*arguments, "--resume", "--learning-rate", "0.5").assert_refused(2, "other settings")
+    assert checkpoint.exists()
+    outcome = run(*arguments, "--resume", "--json")
+    assert outcome.status == 0, outcome.errors
+    assert encoder_bytes(tmp_path / "models") == encoder_bytes(models)  # of the run that nothing interrupted
+    assert not checkpoint.exists()
+
+
+def test_a_signal_to_the_installed_program(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = ("train", CATEGORY, "--data", str(data), *places, *TINY)
+    folder = tmp_path / "runs" / CATEGORY
+    with subprocess.Popen(
+        [PROGRAM, *arguments, "--steps", "1000000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 300
+        log = folder / LOG_FILE
+        while not (log.exists() and log.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=300)
+    Outcome(process.returncode, output, errors).assert_refused(130, "of 1000000", "resume")
+    assert (folder / CHECKPOINT_FILE).exists()
+    outcome = run(*arguments, "--restart", "--json")
+    assert outcome.status == 0, outcome.errors
+    assert json.loads((folder / LOG_FILE).read_text().splitlines()[0])["steps"] == 6
+    assert not (folder / CHECKPOINT_FILE).exists()
+
+
+def test_resume_where_nothing_was_interrupted_begins(run: Run, data: Path, places: tuple[str, ...]) -> None:
+    assert run("train", CATEGORY, "--data", data, *places, *TINY, "--resume").status == 0
+
+
+def test_a_loss_that_blows_up_fails_and_publishes_nothing(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path
+) -> None:
+    run(
+        "train", CATEGORY, "--data", data, *places, *TINY, "--learning-rate", "1e38", "--precision", "float32"
+    ).assert_refused(1, "lower the learning rate")  # fmt: skip
+    assert not (tmp_path / "models").exists()

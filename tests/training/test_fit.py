@@ -1,0 +1,361 @@
+"""From good images to a published detector: what is held out, what is refused, and that it can be done again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from models.densities import KernelDensity
+from models.detector import Detector, DetectorConfiguration, Scan
+from models.encoders import DensePatchConfiguration, create_encoder
+from models.geometry import ScanGeometry
+from models.images import read_image
+from models.store import ModelStore
+from training.data import DataError, open_dataset
+from training.fit import (
+    SMALLEST_DATASET,
+    FitConfiguration,
+    Fitted,
+    calibrate,
+    draw_bank,
+    fit,
+    publish,
+)
+from training.pretext import CutPasteConfiguration
+from training.trainer import CHECKPOINT_FILE, LOG_FILE, Progress, TrainingConfiguration, TrainingInterrupted
+
+CPU = torch.device("cpu")
+GEOMETRY = ScanGeometry(image_size=64)
+DETECTOR = DetectorConfiguration(geometry=GEOMETRY, encoder=DensePatchConfiguration(width=2))
+IMAGES = 12
+HELD_OUT = 3  # a quarter
+STEPS = 3
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_configuration(*, training: dict[str, Any] | None = None, **settings: Any) -> FitConfiguration:
+    schedule: dict[str, Any] = {
+        "pretext": CutPasteConfiguration(head_depth=1, head_width=8),
+        "steps": STEPS,
+        "batch_size": 4,
+        "crop_patches": 1,
+        "log_steps": 1,
+    }
+    return FitConfiguration(
+        **{
+            "detector": DETECTOR,
+            "training": TrainingConfiguration(**(schedule | (training or {}))),
+            "bank_size": 90,
+            "calibration_fraction": HELD_OUT / IMAGES,
+            **settings,
+        }
+    )
+
+
+def pixels(seed: int) -> NDArray[np.uint8]:
+    """A good part of its own."""
+    random = np.random.default_rng(seed)
+    image: NDArray[np.uint8] = random.integers(0, 256, (GEOMETRY.image_size,) * 2 + (3,), dtype=np.uint8)
+    return image
+
+
+def write(path: Path, image: NDArray[np.uint8]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A plain folder of good images."""
+    for index in range(IMAGES):
+        write(tmp_path / "cap" / f"{index:03d}.png", pixels(index))
+    return tmp_path / "cap"
+
+
+def run_fit(data: Path, folder: Path, configuration: FitConfiguration | None = None, **options: Any) -> Fitted:
+    dataset = open_dataset(data, "cap", skip_broken=options.get("skip_broken", False))
+    return fit(dataset, configuration or make_configuration(), device=CPU, folder=folder, **options)
+
+
+def learned(detector: Detector) -> dict[str, torch.Tensor]:
+    """All that the training images, and only they, decide: the encoder, the bank and gamma."""
+    return {
+        **detector.scan.encoder.state_dict(),
+        "bank": detector.scan.density._bank,
+        "gamma": torch.tensor(detector.scan.density.gamma),
+    }
+
+
+def same(one: Detector, other: Detector) -> bool:
+    state, other_state = learned(one), learned(other)
+    return state.keys() == other_state.keys() and all(torch.equal(state[name], other_state[name]) for name in state)
+
+
+def calibrated_on(data: Path, detector: Detector) -> list[str]:
+    """The images whose scores are the calibration's."""
+    names = []
+    for path in sorted(data.iterdir()):
+        score_maps, _ = detector.scan.maps(read_image(path)[None])
+        if float(score_maps.max()) in detector.calibration.image_scores:
+            names.append(path.name)
+    return names
+
+
+def held_out_by_change(data: Path, folder: Path, groups: list[list[str]], configuration: FitConfiguration) -> list[int]:
+    """Which groups of images can be painted over without a trace in what was learned."""
+    before = run_fit(data, folder / "before", configuration).detector
+    found = []
+    for number, names in enumerate(groups):
+        originals = {name: read_image(data / name) for name in names}
+        for name in names:
+            write(data / name, np.full_like(originals[name], 255))
+        if same(run_fit(data, folder / str(number), configuration).detector, before):
+            found.append(number)
+        for name, original in originals.items():
+            write(data / name, original)
+    return found
+
+
+# --- the split --------------------------------------------------------------------------------------------------------
+
+
+def test_calibration_images_leave_no_trace_in_encoder_bank_or_gamma(data: Path, tmp_path: Path) -> None:
+    before = run_fit(data, tmp_path / "before").detector
+    held_out = calibrated_on(data, before)
+    assert len(held_out) == len(before.calibration) == HELD_OUT
+    assert before.training["good_images"] == IMAGES - HELD_OUT
+
+    for name in held_out:
+        write(data / name, np.full((GEOMETRY.image_size,) * 2 + (3,), 255, dtype=np.uint8))
+    after = run_fit(data, tmp_path / "after").detector
+    assert same(before, after)
+    assert not np.isin(after.calibration.image_scores, before.calibration.image_scores).any()
+    assert after.operating_point != before.operating_point
+
+    other = next(path for path in sorted(data.iterdir()) if path.name not in held_out)
+    write(other, pixels(99))
+    assert not same(run_fit(data, tmp_path / "other").detector, before)
+
+
+def test_parts_of_one_group_stay_on_one_side(data: Path, tmp_path: Path) -> None:
+    for path in list(data.iterdir()):
+        index = int(path.stem)
+        path.rename(data / f"lot{index // 4}_{index:03d}.png")
+    groups = [sorted(path.name for path in data.glob(f"lot{lot}_*")) for lot in range(3)]
+    by_lot = make_configuration(group_pattern=r"^(lot\d)_", training={"steps": 1})
+    assert len(held_out_by_change(data, tmp_path / "by lot", groups, by_lot)) == 1
+    assert len(run_fit(data, tmp_path / "lots", by_lot).detector.calibration) == len(groups[0])
+    # Without the pattern an image of each lot, or nearly, is held out; so that the test above could have failed.
+    detector = run_fit(data, tmp_path / "no pattern", make_configuration(training={"steps": 1})).detector
+    assert len({name[:4] for name in calibrated_on(data, detector)}) > 1
+
+
+def test_every_image_is_on_one_side(data: Path, tmp_path: Path) -> None:
+    for fraction in (0.1, 0.5, 0.9):
+        configuration = make_configuration(calibration_fraction=fraction, training={"steps": 1})
+        detector = run_fit(data, tmp_path / str(fraction), configuration).detector
+        assert len(detector.calibration) + detector.training["good_images"] == IMAGES
+        assert len(detector.calibration) == pytest.approx(fraction * IMAGES, abs=1)
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def assert_untouched(folder: Path) -> None:
+    """No training has begun."""
+    assert not (folder / LOG_FILE).exists()
+    assert not (folder / CHECKPOINT_FILE).exists()
+
+
+def test_too_few_images_are_refused(data: Path, tmp_path: Path) -> None:
+    paths = sorted(data.iterdir())
+    for path in paths[SMALLEST_DATASET - 1 :]:
+        path.unlink()
+    message = f"{data} has {SMALLEST_DATASET - 1} readable good images of cap; at least {SMALLEST_DATASET} are needed"
+    with pytest.raises(DataError, match=message):
+        run_fit(data, tmp_path / "run")
+    assert_untouched(tmp_path / "run")
+    write(paths[-1], pixels(0))
+    assert len(run_fit(data, tmp_path / "run").detector.calibration) == SMALLEST_DATASET // 4
+
+
+def test_images_that_cannot_be_read_do_not_count_as_enough(data: Path, tmp_path: Path) -> None:
+    for path in sorted(data.iterdir())[SMALLEST_DATASET - 1 :]:
+        path.write_bytes(b"not an image")
+    with pytest.raises(DataError, match=f"has {SMALLEST_DATASET - 1} readable good images"):
+        run_fit(data, tmp_path / "run", skip_broken=True)
+
+
+@pytest.mark.parametrize("rate", [0.01, 1 / (HELD_OUT + 2)])
+def test_a_rate_that_so_few_images_cannot_vouch_for_is_refused_before_training(
+    data: Path, tmp_path: Path, rate: float
+) -> None:
+    with pytest.raises(DataError, match=f"false-reject rate of .* from {HELD_OUT} calibration images"):
+        run_fit(data, tmp_path / "run", make_configuration(false_reject_rate=rate))
+    assert_untouched(tmp_path / "run")
+
+
+@pytest.mark.parametrize("pattern", ["(", "lot", r"lot(\d)"], ids=["no expression", "no group", "no match"])
+def test_a_group_pattern_that_does_not_fit_is_refused_before_training(data: Path, tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(DataError, match="group pattern"):
+        run_fit(data, tmp_path / "run", make_configuration(group_pattern=pattern))
+    assert_untouched(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"bank_size": 0},
+        {"calibration_fraction": 0},
+        {"calibration_fraction": 1},
+        {"false_reject_rate": 0},
+        {"false_reject_rate": 1},
+        {"sigma": 4},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        FitConfiguration(**settings)
+
+
+def test_a_broken_file_stops_the_fit_or_is_skipped_and_counted(data: Path, tmp_path: Path) -> None:
+    broken, foreign = data / "zz.png", data / "notes.txt"
+    broken.write_bytes((data / "000.png").read_bytes()[:200])
+    with pytest.raises(DataError, match=r"zz\.png"):
+        run_fit(data, tmp_path / "run")
+    assert_untouched(tmp_path / "run")
+    foreign.write_text("not an image")
+    with pytest.raises(DataError, match=r"notes\.txt"):
+        run_fit(data, tmp_path / "run")
+    fitted = run_fit(data, tmp_path / "run", skip_broken=True)
+    assert {path for path, _ in fitted.skipped} == {broken, foreign}
+    assert all(reason for _, reason in fitted.skipped)
+    assert fitted.detector.training["skipped_images"] == 2
+    assert fitted.detector.training["good_images"] + len(fitted.detector.calibration) == IMAGES
+
+
+# --- done again -------------------------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides_the_operating_point(data: Path, tmp_path: Path) -> None:
+    def of_seed(seed: int, name: str) -> Detector:
+        return run_fit(data, tmp_path / name, make_configuration(training={"seed": seed})).detector
+
+    one, again, other = of_seed(1, "one"), of_seed(1, "again"), of_seed(2, "other")
+    assert one.operating_point == again.operating_point
+    assert same(one, again)
+    np.testing.assert_array_equal(one.calibration.image_scores, again.calibration.image_scores)
+    np.testing.assert_array_equal(one.calibration.map_maxima, again.calibration.map_maxima)
+    assert one.operating_point != other.operating_point
+    assert calibrated_on(data, one) != calibrated_on(data, other)
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_detector(data: Path, tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    stages: list[str] = []
+    with pytest.raises(TrainingInterrupted):
+        run_fit(data, tmp_path / "interrupted", report=stop)
+    resumed = run_fit(data, tmp_path / "interrupted", stage=stages.append).detector
+    assert any(f"from step 1 of {STEPS}" in stage for stage in stages)
+    whole = run_fit(data, tmp_path / "whole").detector
+    assert same(resumed, whole)
+    assert resumed.operating_point == whole.operating_point
+
+
+def test_what_is_published_predicts_what_was_fitted(data: Path, tmp_path: Path) -> None:
+    detector = run_fit(data, tmp_path / "run").detector
+    assert detector.version is None
+    store = ModelStore(tmp_path / "models")
+    assert publish(store, detector, activate=False) == 1
+    assert store.active("cap") is None
+    assert publish(store, detector) == 2
+    assert store.active("cap") == 2
+    loaded = Detector.load(store.folder("cap", 2), "cpu")
+    assert loaded.version == 2
+    images = [pixels(50), pixels(51)[:40, :60], np.zeros((30, 200, 3), dtype=np.uint8)]
+    for before, after in zip(detector.predict(images), loaded.predict(images), strict=True):
+        np.testing.assert_array_equal(before.score_map, after.score_map)
+        np.testing.assert_array_equal(before.anomaly_map, after.anomaly_map)
+        assert (before.image_score, before.p_value, before.verdict) == (after.image_score, after.p_value, after.verdict)
+        assert before.regions == after.regions
+    assert loaded.operating_point == detector.operating_point
+    assert loaded.training == detector.training
+    dataset = open_dataset(data, "cap")
+    assert loaded.data_fingerprint == dataset.fingerprint()
+
+
+# --- the density and the thresholds -----------------------------------------------------------------------------------
+
+
+def test_the_rate_asked_for_sets_the_thresholds(data: Path, tmp_path: Path) -> None:
+    configuration = make_configuration(calibration_fraction=0.5, false_reject_rate=0.5)
+    detector = run_fit(data, tmp_path / "run", configuration).detector
+    scores = sorted(detector.calibration.image_scores)
+    assert len(scores) == IMAGES // 2
+    assert detector.operating_point.false_reject_rate == 0.5
+    assert detector.operating_point.image_threshold == scores[3]  # 3 of the 7 ranks are above it, and 0.5 * 7 >= 3
+    assert detector.operating_point.pixel_threshold == sorted(detector.calibration.map_maxima)[3]
+    default = run_fit(data, tmp_path / "default").detector
+    assert default.operating_point.false_reject_rate == pytest.approx(1 / (HELD_OUT + 1))
+
+
+@pytest.fixture(scope="module")
+def scan() -> Scan:
+    """Of an untrained encoder."""
+    torch.manual_seed(0)
+    density = KernelDensity(DETECTOR.density, CPU)
+    return Scan(DETECTOR, create_encoder(DETECTOR.encoder, GEOMETRY), density, CPU)
+
+
+def rows(scan: Scan, image: NDArray[np.uint8]) -> set[bytes]:
+    return {row.tobytes() for row in scan.embed(image[None]).flatten(0, 2).numpy()}
+
+
+@pytest.mark.parametrize(("size", "of_each"), [(20, 5), (22, 6), (1, 1), (10**6, GEOMETRY.grid_size**2)])
+def test_the_bank_has_as_many_windows_of_every_image(scan: Scan, size: int, of_each: int) -> None:
+    images = np.stack([pixels(seed) for seed in range(4)])
+    bank = draw_bank(scan, images, size, seed=0)
+    assert bank.shape == (4 * of_each, scan.encoder.dimension)
+    assert bank.dtype == np.float32
+    for number, image in enumerate(images):
+        drawn = {row.tobytes() for row in bank[number * of_each : (number + 1) * of_each]}
+        assert len(drawn) == of_each  # none twice
+        assert drawn <= rows(scan, image)
+
+
+def test_the_bank_is_drawn_at_random_and_the_seed_decides(scan: Scan) -> None:
+    images = np.stack([pixels(0)] * 3)  # the same image: the same windows would be the same rows
+    bank = draw_bank(scan, images, 30, seed=0)
+    np.testing.assert_array_equal(bank, draw_bank(scan, images, 30, seed=0))
+    assert not np.array_equal(bank, draw_bank(scan, images, 30, seed=1))
+    assert not np.array_equal(bank[:10], bank[10:20])
+
+
+def test_calibration_scores_are_the_maxima_of_each_images_maps(scan: Scan) -> None:
+    images = np.stack([pixels(seed) for seed in range(5)])
+    scan.density.fit(draw_bank(scan, images[:2], 30, seed=0))
+    calibration = calibrate(scan, images[2:])
+    score_maps, anomaly_maps = scan.maps(images[2:])
+    np.testing.assert_allclose(calibration.image_scores, score_maps.max(axis=(1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(calibration.map_maxima, anomaly_maps.max(axis=(1, 2)), rtol=1e-5)
+    assert len(set(calibration.image_scores)) == 3

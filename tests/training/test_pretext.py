@@ -1,0 +1,454 @@
+"""The pretext tasks against slow, obvious versions of themselves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from models.encoders import DensePatch, Encoder
+from models.geometry import ScanGeometry
+from training.pretext import (
+    CutPaste,
+    CutPasteConfiguration,
+    PretextConfiguration,
+    PretextTask,
+    Rotation,
+    RotationConfiguration,
+    create_pretext,
+)
+from training.pretext.base import window_vectors
+from training.pretext.cutpaste import IGNORED, NORMAL, PATCH, SCAR
+
+GEOMETRY = ScanGeometry()
+SIDE, STRIDE = GEOMETRY.patch_size, GEOMETRY.stride
+TURNS = 4  # of a square
+# Every setting, so that no test hangs on a default.
+CUTPASTE: dict[str, Any] = {
+    "head_depth": 1,
+    "head_width": 8,
+    "patch_side": (0.3, 0.9),
+    "scar_width": (0.05, 0.2),
+    "scar_length": (0.3, 1.0),
+    "jitter": 0.4,
+    "hue": 0.1,
+    "opacity": (1.0, 1.0),
+    "visible": 0.04,
+    "changed": 0.01,
+}
+
+
+class Recorder(Encoder):
+    """Passes everything on to an encoder, and keeps what it was given."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder.geometry)
+        self.encoder, self.dimension = encoder, encoder.dimension
+        self.seen = torch.empty(0)
+
+    def features(self, images: Tensor) -> Tensor:
+        self.seen = images
+        return self.encoder.features(images)
+
+
+def make_encoder() -> DensePatch:
+    """Random weights, and batch norm in evaluation mode, so that a window counts by itself."""
+    torch.manual_seed(0)
+    return DensePatch(GEOMETRY, width=2).eval()
+
+
+def make_rotation(crop_size: int, **settings: Any) -> Rotation:
+    torch.manual_seed(1)
+    configuration = RotationConfiguration(**({"head_depth": 1, "head_width": 8} | settings))
+    return Rotation(configuration, 8 * 2, crop_size).eval()
+
+
+def make_cutpaste(crop_size: int, **settings: Any) -> CutPaste:
+    torch.manual_seed(1)
+    configuration = CutPasteConfiguration(**(CUTPASTE | settings))
+    return CutPaste(configuration, 8 * 2, crop_size, GEOMETRY).eval()
+
+
+def random_crops(count: int, size: int, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def turned(image: Tensor, turns: int) -> Tensor:
+    """(3, C, C), turned counter-clockwise by NumPy."""
+    return torch.from_numpy(np.rot90(image.numpy(), turns, axes=(1, 2)).copy())
+
+
+def window_boxes(size: int) -> list[tuple[int, int]]:
+    """Top and left of every window of a crop, row by row."""
+    starts = range(0, size - SIDE + 1, STRIDE)
+    return [(top, left) for top in starts for left in starts]
+
+
+def slow_mean_loss(logits: list[Tensor], labels: list[int]) -> float:
+    """Mean of -log softmax(logits)[label], one at a time."""
+    losses = []
+    for row, label in zip(logits, labels, strict=True):
+        exponentials = [math.exp(value) for value in row.flatten().tolist()]
+        losses.append(-math.log(exponentials[label] / sum(exponentials)))
+    return sum(losses) / len(losses)
+
+
+def slow_accuracy(logits: list[Tensor], labels: list[int]) -> float:
+    return sum(int(row.argmax()) == label for row, label in zip(logits, labels, strict=True)) / len(labels)
+
+
+# --- what every task promises -----------------------------------------------------------------------------------------
+
+
+def test_a_configuration_makes_its_task() -> None:
+    for configuration, kind in ((RotationConfiguration(), Rotation), (CutPasteConfiguration(), CutPaste)):
+        task = create_pretext(configuration, dimension=5, crop_size=SIDE, geometry=GEOMETRY)
+        assert type(task) is kind
+        parsed: Any = TypeAdapter(PretextConfiguration).validate_json(configuration.model_dump_json())
+        assert parsed == configuration
+
+
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        {"name": "jigsaw"},
+        {},
+        {"name": "rotation", "jitter": 0.1},
+        {"name": "rotation", "head_depth": -1},
+        {"name": "cutpaste", "head_width": 0},
+        {"name": "cutpaste", "jitter": 0.6},
+        {"name": "cutpaste", "changed": 0},
+        {"name": "cutpaste", "visible": 1.5},
+    ],
+)
+def test_a_configuration_of_no_task_is_refused(configuration: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(PretextConfiguration).validate_python(configuration)
+
+
+def make_task(name: str, crop_size: int) -> PretextTask:
+    return make_rotation(crop_size) if name == "rotation" else make_cutpaste(crop_size)
+
+
+@pytest.mark.parametrize("crop_patches", [1, 2])
+@pytest.mark.parametrize("name", ["rotation", "cutpaste"])
+def test_a_step_reaches_every_parameter_of_encoder_and_head(name: str, crop_patches: int) -> None:
+    task, encoder = make_task(name, crop_patches * SIDE).train(), make_encoder().train()
+    crops = random_crops(16, crop_patches * SIDE)
+    before = crops.clone()
+    torch.manual_seed(2)
+    result = task(encoder, crops)
+    assert torch.equal(crops, before)
+    assert result.loss.shape == result.accuracy.shape == ()
+    assert 0 <= result.accuracy <= 1
+    result.loss.backward()
+    for parameter in (*task.parameters(), *encoder.parameters()):
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", ["rotation", "cutpaste"])
+def test_the_seed_decides_a_step(name: str) -> None:
+    task, encoder, crops = make_task(name, 2 * SIDE), make_encoder(), random_crops(8, 2 * SIDE)
+
+    def loss(seed: int) -> float:
+        torch.manual_seed(seed)
+        return float(task(encoder, crops).loss.detach())
+
+    assert loss(3) == loss(3)
+    assert loss(3) != loss(4)
+
+
+def test_window_vectors_are_rows_in_the_order_of_flat_labels() -> None:
+    features = torch.rand(2, 5, 3, 4)
+    vectors = window_vectors(features)
+    row = 0
+    for b in range(2):
+        for i in range(3):
+            for j in range(4):
+                assert torch.equal(vectors[row], features[b, :, i, j])
+                row += 1
+    assert row == len(vectors)
+
+
+# --- rotation ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crop_patches", [1, 2])
+def test_rotation_is_the_loss_over_every_turned_window(crop_patches: int) -> None:
+    """Each window of a crop is cut out first, then turned and classified by itself."""
+    size = crop_patches * SIDE
+    task, encoder, crops = make_rotation(size), make_encoder(), random_crops(2, size)
+    task.augment = nn.Identity()
+    logits, labels = [], []
+    with torch.no_grad():
+        for crop in crops:
+            for top, left in window_boxes(size):
+                for turns in range(TURNS):
+                    window = turned(crop[:, top : top + SIDE, left : left + SIDE], turns)
+                    logits.append(task.head(encoder.features(window[None])[:, :, 0, 0]))
+                    labels.append(turns)
+        result = task(encoder, crops)
+    assert float(result.loss) == pytest.approx(slow_mean_loss(logits, labels), abs=1e-5)
+    assert float(result.loss) == pytest.approx(
+        float(F.cross_entropy(torch.cat(logits), torch.tensor(labels))), abs=1e-5
+    )
+    assert float(result.accuracy) == pytest.approx(slow_accuracy(logits, labels), abs=1e-6)
+
+
+def test_rotation_turns_views_of_every_crop_in_all_four_ways() -> None:
+    size = 2 * SIDE
+    task, encoder, crops = make_rotation(size), Recorder(make_encoder()), random_crops(3, size)
+    torch.manual_seed(5)
+    task(encoder, crops)
+    torch.manual_seed(5)
+    views = task.augment(crops)
+    assert not torch.equal(views, crops)
+    expected = [turned(view, turns) for turns in range(TURNS) for view in views]
+    assert torch.equal(encoder.seen, torch.stack(expected))
+
+
+@pytest.mark.parametrize("turns", range(TURNS))
+def test_a_window_of_a_turned_crop_is_a_turned_window(turns: int) -> None:
+    encoder, size = make_encoder(), 2 * SIDE
+    [crop] = random_crops(1, size)
+    side = GEOMETRY.windows(size)
+    # Where each window of the crop comes to lie in the turned one.
+    places = np.rot90(np.arange(side * side).reshape(side, side), turns)
+    with torch.inference_mode():
+        dense = encoder.features(turned(crop, turns)[None])[0]
+        for row, (top, left) in enumerate(window_boxes(size)):
+            window = turned(crop[:, top : top + SIDE, left : left + SIDE], turns)
+            i, j = (int(index) for index in np.argwhere(places == row)[0])
+            torch.testing.assert_close(dense[:, i, j], encoder.features(window[None])[0, :, 0, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_rotnet_is_a_linear_layer() -> None:
+    [layer] = make_rotation(SIDE, head_depth=0).head
+    assert isinstance(layer, nn.Linear)
+    assert (layer.in_features, layer.out_features) == (8 * 2, TURNS)
+
+
+def test_the_papers_head_is_eight_times_512() -> None:
+    head = list(make_rotation(SIDE, head_depth=8, head_width=512).head)
+    kinds = [nn.Linear, nn.BatchNorm1d, nn.ReLU] * 8 + [nn.Linear]
+    assert [type(layer) for layer in head] == kinds
+    shapes = [(layer.in_features, layer.out_features) for layer in head if isinstance(layer, nn.Linear)]
+    assert shapes == [(8 * 2, 512)] + [(512, 512)] * 7 + [(512, TURNS)]
+    assert [layer.num_features for layer in head if isinstance(layer, nn.BatchNorm1d)] == [512] * 8
+    assert RotationConfiguration(head_depth=8, head_width=512) == RotationConfiguration()
+
+
+# --- CutPaste ---------------------------------------------------------------------------------------------------------
+
+
+def paste(task: CutPaste, crops: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(seed)
+    return task.paste(crops)
+
+
+def changed_pixels(pasted: Tensor, crops: Tensor) -> Tensor:
+    """(B, C, C), whatever the task says about it."""
+    return (pasted != crops).any(dim=1)
+
+
+@pytest.mark.parametrize("changed", [1e-6, 1 / 64, 0.25, 1.0])
+@pytest.mark.parametrize("crop_patches", [1, 2, 3])
+def test_labels_are_what_a_count_of_the_changed_pixels_says(crop_patches: int, changed: float) -> None:
+    size = crop_patches * SIDE
+    crops = random_crops(24, size)
+    pasted, labels = paste(make_cutpaste(size, changed=changed), crops)
+    side = GEOMETRY.windows(size)
+    assert labels.shape == (len(crops), side, side)
+    seen: set[int] = set()
+    for change, labels_of_crop in zip(changed_pixels(pasted, crops), labels.flatten(1).tolist(), strict=True):
+        kinds = set(labels_of_crop) - {NORMAL, IGNORED}
+        assert kinds in (set(), {PATCH}, {SCAR})  # a crop gets one thing pasted
+        for (top, left), label in zip(window_boxes(size), labels_of_crop, strict=True):
+            count = sum(map(sum, change[top : top + SIDE, left : left + SIDE].tolist()))
+            if count == 0:
+                assert label == NORMAL
+            elif count >= changed * SIDE * SIDE:
+                assert label in kinds
+            else:
+                assert label == IGNORED
+        seen |= set(labels_of_crop)
+    if changed == 1e-6:
+        assert seen == {NORMAL, PATCH, SCAR}
+    elif changed == 0.25 and crop_patches > 1:
+        assert {NORMAL, PATCH, IGNORED} <= seen
+
+
+def test_a_window_of_the_wanted_share_is_labelled_and_one_pixel_less_is_not() -> None:
+    crops = random_crops(64, 2 * SIDE)
+    pasted, labels = paste(make_cutpaste(2 * SIDE, changed=1e-6), crops)
+    change = changed_pixels(pasted, crops)
+    counts = [
+        int(change[b, top : top + SIDE, left : left + SIDE].sum())
+        for b in range(len(crops))
+        for top, left in window_boxes(2 * SIDE)
+    ]
+    wanted = sorted(count for count in counts if count)[len([count for count in counts if count]) // 2]
+    _, strict = paste(make_cutpaste(2 * SIDE, changed=wanted / SIDE**2), crops)
+    expected = [
+        label if count == 0 or count >= wanted else IGNORED
+        for label, count in zip(labels.flatten().tolist(), counts, strict=True)
+    ]
+    assert strict.flatten().tolist() == expected
+    assert {count for count in counts if 0 < count < wanted} != set()
+
+
+def test_patches_are_compact_and_scars_are_long_and_thin() -> None:
+    """By their extent alone: squares of half a window's side, and lines as long as a window and a 16th as wide."""
+    size, line = 3 * SIDE, SIDE / 16
+    shapes = {"patch_side": (0.5, 0.5), "scar_width": (1 / 16, 1 / 16), "scar_length": (1.0, 1.0)}
+    crops = random_crops(90, size)
+    pasted, labels = paste(make_cutpaste(size, visible=0.0, changed=1e-6, **shapes), crops)
+    areas: dict[int, list[int]] = {PATCH: [], SCAR: []}
+    extents: dict[int, list[float]] = {PATCH: [], SCAR: []}
+    for change, label in zip(changed_pixels(pasted, crops), labels.flatten(1).amax(dim=1).tolist(), strict=True):
+        if label == NORMAL:
+            assert not change.any()
+            continue
+        positions = change.nonzero().float()
+        areas[label].append(len(positions))
+        extents[label].append(float(torch.pdist(positions).max()) if len(positions) > 1 else 0)
+    diagonal = math.hypot(SIDE / 2, SIDE / 2)
+    assert max(extents[PATCH]) <= diagonal
+    assert max(extents[SCAR]) <= math.hypot(SIDE, line)
+    assert max(extents[SCAR]) > diagonal  # long
+    assert max(areas[PATCH]) == pytest.approx((SIDE / 2) ** 2, rel=0.1)
+    assert max(areas[SCAR]) <= SIDE * line * 1.3  # thin; a digital line is a little thicker than it is
+    share = [len(areas[PATCH]), len(areas[SCAR])]
+    assert min(share) > len(crops) / 6  # about a third each
+    assert sum(share) < len(crops) * 5 / 6
+
+
+def test_turned_at_any_angle() -> None:
+    shapes = {"scar_width": (1 / 16, 1 / 16), "scar_length": (1.0, 1.0)}
+    crops = random_crops(120, 3 * SIDE)
+    pasted, labels = paste(make_cutpaste(3 * SIDE, visible=0.0, **shapes), crops)
+    angles = []
+    for change, label in zip(changed_pixels(pasted, crops), labels.flatten(1).amax(dim=1).tolist(), strict=True):
+        if label == SCAR:
+            positions = change.nonzero().double()
+            _, _, axes = torch.linalg.svd(positions - positions.mean(dim=0))
+            angles.append(math.degrees(math.atan2(float(axes[0, 0]), float(axes[0, 1]))) % 180)
+    assert np.histogram(angles, bins=4, range=(0, 180))[0].min() >= 2
+
+
+def test_what_is_not_pasted_on_is_left_as_it_was() -> None:
+    """Also in the batch's other direction: where something changed, it changed visibly."""
+    visible = 0.1
+    crops = random_crops(60, 2 * SIDE)
+    pasted, labels = paste(make_cutpaste(2 * SIDE, visible=visible, changed=1e-6), crops)
+    difference = (pasted - crops).abs().mean(dim=1)
+    change = changed_pixels(pasted, crops)
+    assert difference[change].min() > visible
+    assert 0.0 < change.float().mean() < 0.2
+    normal = labels.flatten(1).amax(dim=1) == NORMAL
+    assert torch.equal(pasted[normal], crops[normal])
+    assert len(crops) / 6 < int(normal.sum()) < len(crops) / 2
+    assert pasted.min() >= -1e-6
+    assert pasted.max() <= 1 + 1e-6
+
+
+def test_no_label_claims_a_change_that_cannot_be_seen() -> None:
+    flat = torch.full((30, 3, 2 * SIDE, 2 * SIDE), 0.5)
+    pasted, labels = paste(make_cutpaste(2 * SIDE, jitter=0.0, hue=0.0, visible=0.01, changed=1e-6), flat)
+    assert torch.equal(pasted, flat)
+    assert (labels == NORMAL).all()
+    # The same flat crops with jittered content are labelled: it was the sameness that hid the paste.
+    pasted, labels = paste(make_cutpaste(2 * SIDE, jitter=0.5, visible=0.01, changed=1e-6), flat)
+    assert set(labels.flatten().tolist()) == {NORMAL, PATCH, SCAR}
+
+
+LEVELS = torch.linspace(0, 1, 20)
+
+
+def grey_crops() -> Tensor:
+    """Flat crops, each of a grey of its own."""
+    return LEVELS[:, None, None, None].expand(-1, 3, SIDE, SIDE).contiguous()
+
+
+def test_the_content_comes_from_the_other_crops() -> None:
+    levels, crops = LEVELS, grey_crops()
+    pasted, _ = paste(make_cutpaste(SIDE, jitter=0.0, hue=0.0, visible=0.01), crops)
+    change = changed_pixels(pasted, crops)
+    assert change.any()
+    values = pasted[:, 0][change]
+    distance = (values[:, None] - levels).abs()
+    assert distance.min(dim=1).values.max() < 1e-5
+    own = levels[change.nonzero()[:, 0]]
+    assert (values - own).abs().min() > 0.01
+    jittered, _ = paste(make_cutpaste(SIDE, jitter=0.5, visible=0.01), crops)
+    values = jittered[:, 0][changed_pixels(jittered, crops)]
+    assert (values[:, None] - levels).abs().min(dim=1).values.max() > 0.01
+
+
+def test_content_of_half_opacity_lets_half_of_the_crop_through() -> None:
+    crops = grey_crops()
+    opaque, _ = paste(make_cutpaste(SIDE, jitter=0.0, hue=0.0, visible=0.0), crops)
+    half, _ = paste(make_cutpaste(SIDE, jitter=0.0, hue=0.0, visible=0.0, opacity=(0.5, 0.5)), crops)
+    assert (opaque != crops).any()
+    torch.testing.assert_close(half, (opaque + crops) / 2)
+
+
+def test_the_seed_decides_what_is_pasted() -> None:
+    task, crops = make_cutpaste(2 * SIDE), random_crops(8, 2 * SIDE)
+    first, labels = paste(task, crops, seed=1)
+    again, labels_again = paste(task, crops, seed=1)
+    other, _ = paste(task, crops, seed=2)
+    assert torch.equal(first, again)
+    assert torch.equal(labels, labels_again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("crop_patches", [1, 2])
+def test_ignored_windows_do_not_count(crop_patches: int) -> None:
+    size = crop_patches * SIDE
+    task, encoder, crops = make_cutpaste(size, changed=0.2), make_encoder(), random_crops(48 // crop_patches**2, size)
+    task.augment = nn.Identity()
+    pasted, labels = paste(task, crops, seed=3)
+    assert {NORMAL, PATCH, IGNORED} <= set(labels.flatten().tolist())
+    logits, counted = [], []
+    with torch.no_grad():
+        for crop, labels_of_crop in zip(pasted, labels.flatten(1).tolist(), strict=True):
+            for (top, left), label in zip(window_boxes(size), labels_of_crop, strict=True):
+                if label != IGNORED:
+                    window = crop[:, top : top + SIDE, left : left + SIDE]
+                    logits.append(task.head(encoder.features(window[None])[:, :, 0, 0]))
+                    counted.append(label)
+        torch.manual_seed(3)
+        result = task(encoder, crops)
+    assert float(result.loss) == pytest.approx(slow_mean_loss(logits, counted), abs=1e-5)
+    assert float(result.accuracy) == pytest.approx(slow_accuracy(logits, counted), abs=1e-6)
+
+
+def test_a_batch_of_nothing_but_undecided_windows_teaches_nothing_and_breaks_nothing() -> None:
+    task, encoder, crops = make_cutpaste(SIDE, changed=1.0), make_encoder(), random_crops(2, SIDE)
+    task.augment = nn.Identity()
+    seed = next(seed for seed in range(1000) if (paste(task, crops, seed)[1] == IGNORED).all())
+    torch.manual_seed(seed)
+    result = task(encoder, crops)
+    result.loss.backward()
+    assert float(result.loss.detach()) == 0
+    assert 0 <= float(result.accuracy) <= 1
+    assert all(parameter.grad is None or parameter.grad.abs().max() == 0 for parameter in encoder.parameters())
+
+
+def test_crops_are_jittered_before_anything_is_pasted() -> None:
+    task, encoder, crops = make_cutpaste(SIDE), Recorder(make_encoder()), random_crops(12, SIDE)
+    torch.manual_seed(4)
+    task(encoder, crops)
+    torch.manual_seed(4)
+    views = task.augment(crops)
+    assert not torch.equal(views, crops)
+    pasted, _ = task.paste(views)
+    assert torch.equal(encoder.seen, pasted)
