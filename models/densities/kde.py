@@ -100,7 +100,8 @@ class KernelDensity:
         if not torch.isfinite(queries).all():  # a NaN score would compare as good with every threshold
             raise ValueError(NOT_FINITE)
         log_sum = self._exact(queries) if self.configuration.mode == "exact" else self._neighbours(queries)
-        return ((log_sum - math.log(len(self))) / self.gamma).cpu().numpy()
+        # A mean of kernels is at most 1; rounding can put its logarithm just above 0.
+        return torch.clamp_max((log_sum - math.log(len(self))) / self.gamma, 0).cpu().numpy()
 
     def __len__(self) -> int:
         """Embeddings in the bank."""
@@ -147,7 +148,7 @@ class KernelDensity:
         ):
             exponents = torch.addmm(energy, scaled, bank.T, beta=-1)  # (n, tile): gamma (2 x.y - y.y)
             total = torch.logaddexp(total, exponents.logsumexp(dim=1))
-        return torch.clamp_max(total - self.gamma * queries.square().sum(dim=1), math.log(len(self)))
+        return total - self.gamma * queries.square().sum(dim=1)
 
     def _neighbours(self, queries: Tensor) -> Tensor:
         """Log of the kernel sum over the nearest embeddings of the bank: (n,)."""

@@ -95,6 +95,8 @@ def test_arguments_that_cannot_be_read(
         (("train", CATEGORY, "--data", "{data}", "--group-pattern", "("), ("group pattern", "'('")),
         (("train", CATEGORY, "--data", "{data}", "--sigma", "1"), ("sigma", "1")),
         (("train", CATEGORY, "--data", "{data}", "--encoder", "resnet18_patch", "--width", "8"), ("width", "8")),
+        (("train", CATEGORY, "--data", "{data}", "--pretext", "rotation", "--light", "0.5"), ("light", "0.5")),
+        (("train", CATEGORY, "--data", "{data}", "--light", "2"), ("light", "2")),
         (("train", CATEGORY, "--data", "{data}", "--crop-patches", "9"), ("crop_patches", "9", "at most 8")),
         (("evaluate", "lid", "--data", "{data}", "--models", "{models}", "--out", "{empty}"), ("'lid'", CATEGORY)),
         (("evaluate", CATEGORY, "--data", "{data}", "--models", MISSING, "--out", "{empty}"), (MISSING,)),
@@ -178,6 +180,9 @@ def test_cuda_where_there_is_none_is_refused(
         (PermissionError(13, "Permission denied", "/x"), FAILED),
         (TrainingInterrupted("x"), INTERRUPTED),
         (KeyboardInterrupt(), INTERRUPTED),
+        (ModuleNotFoundError("No module named 'training'", name="training.fit"), WRONG_INPUT),
+        (ModuleNotFoundError("No module named 'benchmarks'", name="benchmarks"), WRONG_INPUT),
+        (ModuleNotFoundError("No module named 'trainings'", name="trainings"), None),
         (ValueError("a defect of the program"), None),
         (RuntimeError("a defect of the program"), None),
         (KeyError("a defect of the program"), None),
@@ -187,6 +192,12 @@ def test_cuda_where_there_is_none_is_refused(
 def test_exit_status(error: BaseException, status: int | None) -> None:
     assert exit_status(error) == status
     assert sentence(error)
+
+
+def test_a_serving_image_says_what_it_lacks() -> None:
+    line = sentence(ModuleNotFoundError("No module named 'training'", name="training"))
+    assert "serving image" in line
+    assert "full installation" in line
 
 
 def test_a_wrong_value_is_named_in_one_line() -> None:

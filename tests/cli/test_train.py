@@ -61,8 +61,8 @@ def test_every_option_reaches_the_configuration(run: Run, data: Path, places: tu
     store = ModelStore(tmp_path / "models")
     assert store.active(CATEGORY) is None
     manifest = json.loads((store.folder(CATEGORY, 1) / "manifest.json").read_text())["configuration"]
-    values = manifest["detector"] | manifest["training"]["fit"]
-    values |= values["training"] | values["detector"] if "detector" in values else values["training"]
+    fit = manifest["training"]["fit"]
+    values = manifest["detector"] | fit | fit["training"]
     found = {
         **{name: values[name.replace("-", "_")] for name in options if name.replace("-", "_") in values},
         "width": manifest["detector"]["encoder"]["width"],
@@ -71,6 +71,13 @@ def test_every_option_reaches_the_configuration(run: Run, data: Path, places: tu
         "pretext": values["pretext"]["name"],
     }
     assert found == options
+
+
+def test_light_reaches_cutpaste(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
+    assert run("train", CATEGORY, "--data", data, *places, *TINY, "--light", "0.7").status == 0
+    manifest = json.loads((ModelStore(tmp_path / "models").folder(CATEGORY, 1) / "manifest.json").read_text())
+    pretext = manifest["configuration"]["training"]["fit"]["training"]["pretext"]
+    assert (pretext["name"], pretext["light"]) == ("cutpaste", 0.7)
 
 
 def test_train_all(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:

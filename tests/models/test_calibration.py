@@ -145,6 +145,10 @@ def test_a_rate_that_the_images_cannot_vouch_for_is_refused(count: int) -> None:
             good.rate_interval(rate)
 
 
+def test_a_rate_next_to_one_has_the_lowest_score_as_its_threshold() -> None:
+    assert ranked(50).operating_point(float(np.nextafter(1, 0))).image_threshold == 1
+
+
 @pytest.mark.parametrize("rate", [1.0, 1.5])
 def test_a_rate_that_is_none_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="false-reject rate"):

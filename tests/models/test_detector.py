@@ -339,9 +339,9 @@ def test_cuda_predicts_as_the_cpu_does(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     images = [part(90 + k, *shape) for k, shape in enumerate(SHAPES)]
     detector = make(configuration)
-    folder = saved(detector, tmp_path / "cpu")
+    folder = saved(detector, tmp_path / "first")
     on_cuda = Detector.load(folder, "cuda")
     assert on_cuda.scan.device.type == "cuda"
     assert_same(on_cuda.predict(images), detector.predict(images), 1e-4)
-    back = Detector.load(saved(on_cuda, tmp_path / "cuda"), "cpu")
+    back = Detector.load(saved(on_cuda, tmp_path / "second"), "cpu")
     assert_same(back.predict(images), detector.predict(images), 0)

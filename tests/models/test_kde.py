@@ -157,11 +157,14 @@ def test_scores_lie_between_minus_the_largest_distance_and_zero(mode: str, data:
 
 
 @modes
-def test_a_bank_of_one_embedding_repeated_scores_it_zero_and_never_above(mode: str) -> None:
-    X = np.repeat(unit_vectors(1, 24, 0), 77, axis=0)
-    scores = density(mode, neighbours=77, gamma=10).fit(X).score_samples(X[:3])
-    np.testing.assert_allclose(scores, 0, atol=2e-6)
-    assert (scores <= 0).all()
+@pytest.mark.parametrize("gamma", [0.5, 10.0])
+@pytest.mark.parametrize("count", [1, 7, 77])
+def test_a_bank_of_one_embedding_repeated_scores_it_zero_and_never_above(mode: str, gamma: float, count: int) -> None:
+    for seed in range(20):
+        X = np.repeat(unit_vectors(1, 24, seed), count, axis=0)
+        scores = density(mode, neighbours=count, gamma=gamma).fit(X).score_samples(X[:3])
+        np.testing.assert_allclose(scores, 0, atol=2e-6)
+        assert (scores <= 0).all()
 
 
 @modes

@@ -34,7 +34,19 @@ ROOT = Path(__file__).resolve().parents[2]
 GEOMETRY = ScanGeometry(image_size=2 * ScanGeometry().patch_size)
 ENCODER = DensePatchConfiguration(width=2)
 CPU = torch.device("cpu")
-CUTPASTE = CutPasteConfiguration(head_depth=1, head_width=8, patch_side=(0.5, 1.0), visible=0.15, changed=0.01)
+CUTPASTE = CutPasteConfiguration(
+    head_depth=1,
+    head_width=8,
+    patch_side=(0.5, 1.0),
+    scar_width=(0.05, 0.2),
+    scar_length=(0.25, 1.0),
+    light=0.1,
+    jitter=0.3,
+    hue=0.1,
+    opacity=(1.0, 1.0),
+    visible=0.15,
+    changed=0.01,
+)
 ROTATION = RotationConfiguration(head_depth=1, head_width=8)
 STEPS = 12
 
@@ -255,6 +267,15 @@ def test_a_run_may_be_interrupted_again_and_again(tmp_path: Path, number: signal
     assert_same_run(folder, whole)
 
 
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """SIGINT as a terminal has it; a test run in the background is started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
 def test_a_second_signal_acts_as_it_did_before(tmp_path: Path) -> None:
     def impatient(progress: Progress) -> None:
         signal.raise_signal(signal.SIGINT)
