@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 
 from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, Outcome
-from tests.service.support import wait_until
+from tests.service.support import is_ready, wait_until
 
 
 def test_serve_until_ctrl_c(data: Path, models: Path) -> None:
@@ -20,7 +20,7 @@ def test_serve_until_ctrl_c(data: Path, models: Path) -> None:
         try:
             assert process.stderr is not None
             url = json.loads(process.stderr.readline())["url"]
-            wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200, seconds=120)
+            wait_until(lambda: is_ready(url))
             answer = httpx.post(
                 f"{url}/v1/categories/{CATEGORY}/score",
                 content=image.read_bytes(),
@@ -31,6 +31,9 @@ def test_serve_until_ctrl_c(data: Path, models: Path) -> None:
             assert (answer.json()["category"], answer.json()["version"]) == (CATEGORY, 1)
         finally:
             process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=120)
+            try:
+                output, errors = process.communicate(timeout=120)
+            finally:
+                process.kill()
     assert process.returncode == 0, errors
     assert Outcome(0, output, errors).result == {"stopped": True}

@@ -102,9 +102,17 @@ def post_head(client: httpx.Client, path: str, length: int) -> str:
         return connection.recv(4096).decode().splitlines()[0]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Poll until something holds that will; the limit only keeps a broken test from waiting for ever."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.01)
+
+
+def is_ready(url: str) -> bool:
+    """Whether a service says so; a process listens before it answers, which on a busy machine takes a while."""
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False

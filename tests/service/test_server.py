@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.support import CATEGORY, encode, part, wait_until
+from tests.service.support import CATEGORY, encode, is_ready, part, wait_until
 
 SCORE = "/v1/categories/{category}/score"
 PROGRAM = "from service.server import run; from service.settings import load_settings; run(load_settings())"
@@ -34,7 +34,7 @@ def test_process_serves_logs_json_and_stops(process: subprocess.Popen[str]) -> N
     assert process.stderr is not None
     assert process.stdout is not None
     url = json.loads(process.stderr.readline())["url"]
-    wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200)
+    wait_until(lambda: is_ready(url))
     data = encode(part(0))
     response = httpx.post(f"{url}{SCORE.format(category=CATEGORY)}", files={"image": data})
     assert response.status_code == 200
