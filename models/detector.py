@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
@@ -47,6 +47,11 @@ class DetectorConfiguration(BaseModel):
     resize: ResizeMode = "squash"
     sigma: float = Field(default=DEFAULT_SIGMA, ge=2)
 
+    @model_validator(mode="after")
+    def _sigma_fits(self) -> DetectorConfiguration:
+        GaussianUpsampler(self.geometry, self.sigma)  # refuses a sigma that leaves pixels without weight
+        return self
+
 
 class Learned(BaseModel):
     """The numbers a detector has learned that are not arrays; kept in the manifest."""
@@ -70,6 +75,8 @@ class Scan:
     def __init__(
         self, configuration: DetectorConfiguration, encoder: Encoder, density: KernelDensity, device: torch.device
     ) -> None:
+        # A threshold holds for scores of one precision: TF32, cuDNN's default, would move those of a GPU.
+        torch.backends.cudnn.allow_tf32 = False
         self.configuration = configuration
         self.encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
         self.density = density
