@@ -15,10 +15,6 @@ class UsageError(Exception):
     """Arguments that do not fit together or name what does not exist."""
 
 
-class VerbFailed(Exception):
-    """The verb did its work and the outcome is a failure."""
-
-
 def exit_status(error: BaseException) -> int | None:
     """The exit status for an expected error; None for one that is a defect of this program."""
     # By name, so that a serving image needs no training code to tell.
@@ -31,7 +27,7 @@ def exit_status(error: BaseException) -> int | None:
         return WRONG_INPUT
     if names & {"DataError", "SettingsError", "DeviceError", "SyntheticError", "TrainingSettingsError"}:
         return WRONG_INPUT
-    if isinstance(error, ArtifactError | VerbFailed | OSError) or "TrainingError" in names:
+    if isinstance(error, ArtifactError | OSError) or "TrainingError" in names:
         return FAILED
     return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, UsageError, VerbFailed, exit_status, sentence
+from cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, UsageError, exit_status, sentence
 from cli.main import VERBS
 from models.artifact import ArtifactError
 from models.device import DeviceError
@@ -174,7 +174,6 @@ def test_cuda_where_there_is_none_is_refused(
         (DeviceError("x"), WRONG_INPUT),
         (SyntheticError("x"), WRONG_INPUT),
         (ArtifactError("x"), FAILED),
-        (VerbFailed("x"), FAILED),
         (TrainingError("x"), FAILED),
         (TrainingSettingsError("x"), WRONG_INPUT),
         (PermissionError(13, "Permission denied", "/x"), FAILED),
