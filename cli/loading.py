@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from cli.errors import UsageError
+from models.store import ModelStore
 
 if TYPE_CHECKING:
     from models.detector import Detector
@@ -15,14 +16,19 @@ def load_detector(options: argparse.Namespace, category: str) -> Detector:
     """The active version of ``category``, or the one asked for, on the device asked for."""
     from models.detector import Detector
     from models.device import set_threads
-    from models.store import ModelStore
 
     set_threads(options.threads)
     store = ModelStore(options.models)
-    version = options.version_number or store.active(category)
+    return Detector.load(store.folder(category, chosen_version(options, category)), options.device)
+
+
+def chosen_version(options: argparse.Namespace, category: str) -> int:
+    """The version asked for, or else the active one."""
+    store = ModelStore(options.models)
+    version: int | None = options.version_number or store.active(category)
     if version is None:
         raise UsageError(
             f"{category} has no active version; published are {store.versions(category)}: "
-            f"plumbline models activate {category} N"
+            f"name one, or plumbline models activate {category} N"
         )
-    return Detector.load(store.folder(category, version), options.device)
+    return version

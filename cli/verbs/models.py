@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
-from cli.errors import UsageError
+from cli.loading import chosen_version
 from cli.options import add_json, add_models, positive_integer
 
 
@@ -57,7 +58,7 @@ def _show(options: argparse.Namespace) -> dict[str, Any]:
     from models.store import ModelStore
 
     store = ModelStore(options.models)
-    version = _version(options)
+    version = chosen_version(options, options.category)
     manifest = read_manifest(store.folder(options.category, version)).model_dump(mode="json")
     facts = {
         **manifest,
@@ -65,8 +66,6 @@ def _show(options: argparse.Namespace) -> dict[str, Any]:
         "records": store.records(options.category, version),
     }
     if not options.json:
-        import json
-
         print(json.dumps(facts, indent=2))
     return facts
 
@@ -83,17 +82,7 @@ def _verify(options: argparse.Namespace) -> dict[str, Any]:
     from models.artifact import verify
     from models.store import ModelStore
 
-    version = _version(options)
+    version = chosen_version(options, options.category)
     manifest = verify(ModelStore(options.models).folder(options.category, version))
     print(f"{options.category}: version {version} is whole, {len(manifest.files)} files")
     return {"category": options.category, "version": version, "files": manifest.files}
-
-
-def _version(options: argparse.Namespace) -> int:
-    from models.store import ModelStore
-
-    store = ModelStore(options.models)
-    version: int | None = options.version_number or store.active(options.category)
-    if version is None:
-        raise UsageError(f"{options.category} has no active version; name one of {store.versions(options.category)}")
-    return version
