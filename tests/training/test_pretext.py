@@ -127,6 +127,9 @@ def test_a_configuration_makes_its_task() -> None:
         {"name": "cutpaste", "light": 1.5},
         {"name": "cutpaste", "changed": 0},
         {"name": "cutpaste", "visible": 1.5},
+        {"name": "cutpaste", "patch_side": [0.5, 0.2]},
+        {"name": "cutpaste", "scar_width": [0, 0.2]},
+        {"name": "cutpaste", "opacity": [0.2, 1.1]},
     ],
 )
 def test_a_configuration_of_no_task_is_refused(configuration: dict[str, Any]) -> None:

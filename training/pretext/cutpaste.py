@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.encoders import Encoder
@@ -17,6 +17,21 @@ from training.pretext.base import PretextResult, PretextTask, projection_head, w
 
 NORMAL, PATCH, SCAR = range(3)
 IGNORED = -100  # cross_entropy's own default
+
+
+def _rising(limits: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < limits[0] <= limits[1] < math.inf:
+        raise ValueError("a range is (least, most), both above 0 and finite, the least first")
+    return limits
+
+
+def _at_most_one(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[1] > 1:
+        raise ValueError("an opacity is at most 1")
+    return limits
+
+
+Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 class CutPasteConfiguration(BaseModel):
@@ -38,13 +53,13 @@ class CutPasteConfiguration(BaseModel):
     name: Literal["cutpaste"] = "cutpaste"
     head_depth: int = Field(default=1, ge=0)
     head_width: int = Field(default=256, ge=1)
-    patch_side: tuple[float, float] = (0.12, 0.65)
-    scar_width: tuple[float, float] = (0.05, 0.2)
-    scar_length: tuple[float, float] = (0.25, 1.0)
+    patch_side: Range = (0.12, 0.65)
+    scar_width: Range = (0.05, 0.2)
+    scar_length: Range = (0.25, 1.0)
     light: float = Field(default=0.1, ge=0, le=1)
     jitter: float = Field(default=0.3, ge=0, le=0.5)
     hue: float = Field(default=0.1, ge=0, le=0.5)
-    opacity: tuple[float, float] = (0.15, 1.0)
+    opacity: Annotated[Range, AfterValidator(_at_most_one)] = (0.15, 1.0)
     visible: float = Field(default=0.025, ge=0, le=1)
     changed: float = Field(default=0.005, gt=0, le=1)
 
@@ -114,7 +129,8 @@ class CutPaste(PretextTask):
         mask = (u.abs() <= length / 2) & (v.abs() <= width / 2)
         source_u, source_v = _turned(x, y, uniform(0, 2 * math.pi))
         grid = torch.stack([source_u + uniform(0, size), source_v + uniform(0, size)], dim=3)  # (B, C, C, 2) in pixels
-        sources = self.jitter(crops[torch.randperm(batch, device=crops.device)])
+        # Every crop from another one: pasted onto itself it would show nothing but the jitter.
+        sources = self.jitter(crops.roll(int(torch.randint(1, batch, ())), dims=0))
         content = F.grid_sample(sources, grid * (2 / size) - 1, padding_mode="reflection", align_corners=False)
         opacity = uniform(*settings.opacity)[:, None]
         return mask, torch.lerp(crops, content, opacity)
