@@ -60,7 +60,7 @@ def measure(detector: Detector, data: Path, limit: int | None) -> list[dict[str,
         for count in BANK_SIZES:
             density = KernelDensity(mode, scan.device).fit(bank[:count])
             row = {"mode": mode.mode, "neighbours": mode.neighbours if mode.mode == "neighbours" else None}
-            rows.append({**row, "bank": len(density), **_score(scan, density, embeddings, masks)})
+            rows.append({**row, "bank": density.samples, **_score(scan, density, embeddings, masks)})
             print(json.dumps(rows[-1]), flush=True)
     return rows
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from models.artifact import ArtifactError, Manifest, verify, write_manifest
 from models.calibration import Calibration, OperatingPoint
-from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities import Density, DensityConfiguration, KernelDensityConfiguration, create_density
 from models.device import resolve_device
 from models.encoders import DensePatchConfiguration, Encoder, EncoderConfiguration, create_encoder
 from models.geometry import ScanGeometry
-from models.heatmap import DEFAULT_SIGMA, GaussianUpsampler, image_scores
+from models.heatmap import GaussianUpsampler, image_scores
 from models.images import Placement, ResizeMode, place_image
 from models.prediction import Prediction, Verdict
 from models.regions import find_regions, peak_region
@@ -36,30 +36,22 @@ class DetectorConfiguration(BaseModel):
 
     Attributes:
         resize: how an image that is not square becomes one.
-        sigma: standard deviation of the heatmap's Gaussian, in pixels of the detector's input.
+        sigma: standard deviation of the heatmap's Gaussian, in pixels of the detector's input; None for a quarter of
+            the patch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     geometry: ScanGeometry = ScanGeometry()
     encoder: EncoderConfiguration = DensePatchConfiguration()
-    density: KernelDensityConfiguration = KernelDensityConfiguration()
+    density: DensityConfiguration = KernelDensityConfiguration()
     resize: ResizeMode = "squash"
-    sigma: float = Field(default=DEFAULT_SIGMA, ge=2)
+    sigma: float | None = Field(default=None, ge=2)
 
     @model_validator(mode="after")
     def _sigma_fits(self) -> DetectorConfiguration:
         GaussianUpsampler(self.geometry, self.sigma)  # refuses a sigma that leaves pixels without weight
         return self
-
-
-class Learned(BaseModel):
-    """The numbers a detector has learned that are not arrays; kept in the manifest."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    gamma: float = Field(gt=0)
-    operating_point: OperatingPoint
 
 
 class Scan:
@@ -73,7 +65,7 @@ class Scan:
     """
 
     def __init__(
-        self, configuration: DetectorConfiguration, encoder: Encoder, density: KernelDensity, device: torch.device
+        self, configuration: DetectorConfiguration, encoder: Encoder, density: Density, device: torch.device
     ) -> None:
         # A threshold holds for scores of one precision: TF32, cuDNN's default, would move those of a GPU.
         torch.backends.cudnn.allow_tf32 = False
@@ -86,17 +78,18 @@ class Scan:
     @torch.inference_mode()
     def embed(self, images: NDArray[np.uint8]) -> Tensor:
         """Every window's embedding: (B, S, S, 3) -> (B, h, w, D) unit-norm, on the device."""
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255  # (B, 3, S, S)
-        embeddings: Tensor = self.encoder(pixels)
+        embeddings: Tensor = self.encoder(self.pixels(images))
         return embeddings.permute(0, 2, 3, 1)
 
     @torch.inference_mode()
     def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score maps (B, h, w) and anomaly maps (B, S, S) of inputs (B, S, S, 3); higher is more anomalous."""
-        embeddings = self.embed(images)
-        density = self.density.score_samples(embeddings.flatten(0, 2))
-        scores = -torch.from_numpy(density).view(embeddings.shape[:3])
-        return scores.numpy(), self.upsample(scores.to(self.device)).cpu().numpy()
+        scores = -self.density.score_map(self.encoder, self.pixels(images))
+        return scores.cpu().numpy(), self.upsample(scores.to(self.device)).cpu().numpy()
+
+    def pixels(self, images: NDArray[np.uint8]) -> Tensor:
+        """Inputs (B, S, S, 3) as an encoder takes them: (B, 3, S, S) in [0, 1], on the device."""
+        return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
 
 
 class Detector:
@@ -167,8 +160,7 @@ class Detector:
             "created": self.manifest.created.isoformat() if self.manifest else None,
             "configuration": self.scan.configuration.model_dump(mode="json"),
             "embedding_dimension": self.scan.encoder.dimension,
-            "bank_size": len(self.scan.density),
-            "gamma": self.scan.density.gamma,
+            "density": self.scan.density.facts(),
             "calibration_images": len(self.calibration),
             "operating_point": self.operating_point.model_dump(mode="json"),
             "false_reject_rate_interval": self.calibration.rate_interval(rate),
@@ -184,14 +176,13 @@ class Detector:
         self.scan.density.save(folder)
         scores = {"image_scores": self.calibration.image_scores, "map_maxima": self.calibration.map_maxima}
         save_arrays(scores, folder / CALIBRATION_FILE)
-        learned = Learned(gamma=self.scan.density.gamma, operating_point=self.operating_point)
         write_manifest(
             folder,
             category=self.category,
             version=version,
             configuration={
                 "detector": self.scan.configuration.model_dump(mode="json"),
-                "learned": learned.model_dump(mode="json"),
+                "operating_point": self.operating_point.model_dump(mode="json"),
                 "training": self.training,
             },
             geometry=self.geometry,
@@ -210,22 +201,22 @@ class Detector:
         target = resolve_device(device)
         try:
             configuration = DetectorConfiguration.model_validate(manifest.configuration["detector"])
-            learned = Learned.model_validate(manifest.configuration["learned"])
+            operating_point = OperatingPoint.model_validate(manifest.configuration["operating_point"])
             encoder = create_encoder(configuration.encoder, configuration.geometry)
             encoder.load_state_dict(load_file(folder / ENCODER_FILE))
+            density = create_density(configuration.density, target).restore(folder)
             calibration = Calibration(**load_arrays(folder / CALIBRATION_FILE))
         except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{folder}: its configuration or arrays are not what this build reads; use the Plumbline that wrote "
                 f"it, or train the category again ({error})"
             ) from error
-        density = KernelDensity.load(folder, configuration.density, learned.gamma, target)
         training = manifest.configuration.get("training")
         detector = cls(
             manifest.category,
             Scan(configuration, encoder, density, target),
             calibration,
-            learned.operating_point,
+            operating_point,
             data_fingerprint=manifest.data_fingerprint,
             training=training if isinstance(training, dict) else None,
         )

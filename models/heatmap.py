@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.geometry import ScanGeometry
 
-DEFAULT_SIGMA = 8.0  # pixels; the paper gives none
+PATCHES_PER_SIGMA = 4  # a quarter of the patch, 8 pixels of 32; the paper gives no sigma
 
 
 def image_scores(score_maps: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ class GaussianUpsampler:
 
     Args:
         geometry: the scan's; the kernel is one patch wide.
-        sigma: standard deviation of the Gaussian in pixels, at least 2.
+        sigma: standard deviation of the Gaussian in pixels, at least 2; None for a quarter of the patch.
         device: where the maps live.
 
     Raises:
@@ -32,9 +32,8 @@ class GaussianUpsampler:
             wider than the patch.
     """
 
-    def __init__(
-        self, geometry: ScanGeometry, sigma: float = DEFAULT_SIGMA, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, geometry: ScanGeometry, sigma: float | None = None, device: torch.device | str = "cpu") -> None:
+        sigma = geometry.patch_size / PATCHES_PER_SIGMA if sigma is None else sigma
         if not sigma >= 2:
             raise ValueError(f"sigma must be at least 2 pixels, not {sigma}")
         self.geometry = geometry

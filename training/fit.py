@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.calibration import Calibration, threshold_rank
-from models.densities import KernelDensity
+from models.densities import create_density
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.store import ModelStore
 from training.data import DataError, Dataset, load_images, split_calibration
@@ -102,7 +102,7 @@ def fit(
     stage(f"stage 1: {configuration.training.pretext.name}, from step {trainer.step} of {configuration.training.steps}")
     encoder = trainer.run(report)
     stage(f"stage 2: a bank of {configuration.bank_size} embeddings")
-    density = KernelDensity(settings.density, device)
+    density = create_density(settings.density, device)
     scan = Scan(settings, encoder, density, device)
     density.fit(draw_bank(scan, images, configuration.bank_size, configuration.training.seed))
     stage(f"calibration on {len(calibration_images)} held-out good images")

@@ -56,7 +56,7 @@ class TrainingConfiguration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pretext: PretextConfiguration = CutPasteConfiguration()
-    steps: int = Field(default=3000, ge=1)
+    steps: int = Field(default=2500, ge=1)
     batch_size: int = Field(default=48, ge=2)
     crop_patches: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=0.03, gt=0, allow_inf_nan=False)
@@ -117,7 +117,7 @@ class Trainer:
         network = create_encoder(encoder, geometry)
         self.encoder: Encoder = network.to(device).to(memory_format=torch.channels_last)
         self._task = create_pretext(
-            configuration.pretext, dimension=network.dimension, crop_size=self.crop_size, geometry=geometry
+            configuration.pretext, dimension=network.feature_dimension, crop_size=self.crop_size, geometry=geometry
         ).to(device)
         self._optimizer = torch.optim.SGD(
             [*self.encoder.parameters(), *self._task.parameters()],
@@ -184,6 +184,9 @@ class Trainer:
             TrainingError: if the loss is not finite.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.step == 0:
+            self.encoder.initialise()
+            self._task.prepare(self.encoder, self._crops)
         self.encoder.train()
         with _stop_signal() as stop, self._open_log() as log:
             self._run(stop, log, report)

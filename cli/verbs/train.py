@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-activate", action="store_true", help="publish without making the version the active one")
     model = parser.add_argument_group("model")
     model.add_argument("--encoder", choices=("dense_patch", "resnet18_patch"), help="default: dense_patch")
+    model.add_argument("--image-size", type=positive_integer, help="side of the square that is scanned (default: 256)")
+    model.add_argument(
+        "--patch-size", type=positive_integer, help="side of a window (default: 32); the image's makes it one window"
+    )
+    model.add_argument("--stride", type=positive_integer, help="pixels between windows (default: 4)")
+    model.add_argument("--stem", choices=("cifar", "imagenet"), help="resnet18_patch's first layers (default: cifar)")
     model.add_argument("--width", type=positive_integer, help="channels of dense_patch's first stage")
     model.add_argument("--density-mode", choices=("exact", "neighbours"), help="sum over the bank, or the nearest only")
     model.add_argument("--neighbours", type=positive_integer, help="how many, in that mode")
@@ -70,7 +76,8 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
     from training.fit import FitConfiguration
 
     detector = {
-        "encoder": _given(name=options.encoder or "dense_patch", width=options.width),
+        "geometry": _given(image_size=options.image_size, patch_size=options.patch_size, stride=options.stride),
+        "encoder": _given(name=options.encoder or "dense_patch", width=options.width, stem=options.stem),
         "density": _given(mode=options.density_mode, neighbours=options.neighbours),
         **_given(resize=options.resize, sigma=options.sigma),
     }

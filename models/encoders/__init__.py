@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.encoders.base import Encoder, encode_per_window, extract_windows
-from models.encoders.dense_patch import DensePatch
+from models.encoders.dense_patch import DensePatch, Embedding
 from models.encoders.resnet18_patch import ResNet18Patch
 from models.geometry import ScanGeometry
 
@@ -25,20 +25,22 @@ __all__ = [
 
 
 class DensePatchConfiguration(BaseModel):
-    """``width``: channels of the first stage; the embedding has 8 times as many."""
+    """``width``: channels of the first stage. ``embedding``: of the last stage alone, or of all of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["dense_patch"] = "dense_patch"
     width: int = Field(default=32, ge=1, le=512)
+    embedding: Embedding = "stages"
 
 
 class ResNet18PatchConfiguration(BaseModel):
-    """The paper's encoder has nothing to set."""
+    """``stem``: the paper's for patches of 32 and 64 pixels, or ImageNet's (7x7, stride 2, pooled) for larger."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["resnet18_patch"] = "resnet18_patch"
+    stem: Literal["cifar", "imagenet"] = "cifar"
 
 
 EncoderConfiguration = Annotated[DensePatchConfiguration | ResNet18PatchConfiguration, Field(discriminator="name")]
@@ -50,6 +52,6 @@ def create_encoder(
     """An encoder with random weights, as the configuration describes it."""
     match configuration:
         case DensePatchConfiguration():
-            return DensePatch(geometry, width=configuration.width)
+            return DensePatch(geometry, configuration.width, configuration.embedding)
         case ResNet18PatchConfiguration():
-            return ResNet18Patch(geometry)
+            return ResNet18Patch(geometry, configuration.stem)

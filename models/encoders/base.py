@@ -12,28 +12,33 @@ from models.geometry import ScanGeometry
 class Encoder(nn.Module):
     """Maps images to patch embeddings.
 
-    Subclasses set ``dimension`` and implement ``features``. The representation used at test time is the input of the
-    projection head, normalised: f / ||f|| (Sohn et al., section 3.1).
+    Subclasses set the dimensions and implement ``features``. The representation used at test time is the input of the
+    projection head, normalised: f / ||f|| (Sohn et al., section 3.1); a subclass that embeds otherwise says so.
 
     Attributes:
         geometry: patch size and stride that the encoder was built for; its image size does not bind it.
         dimension: length D of an embedding.
+        feature_dimension: length F of ``features``.
     """
 
     dimension: int
+    feature_dimension: int
 
     def __init__(self, geometry: ScanGeometry) -> None:
         super().__init__()
         self.geometry = geometry
 
+    def initialise(self) -> None:
+        """Begin from weights that were learned elsewhere, for an encoder that has such; called before stage 1."""
+
     def features(self, images: Tensor) -> Tensor:
-        """Embeddings before normalisation, what a projection head takes.
+        """f before normalisation, what a projection head takes.
 
         Args:
             images: (B, 3, H, W) float in [0, 1], H and W at least the patch size.
 
         Returns:
-            (B, D, h, w), h and w as ``geometry.windows`` counts them.
+            (B, F, h, w), h and w as ``geometry.windows`` counts them.
         """
         raise NotImplementedError
 
@@ -45,6 +50,10 @@ class Encoder(nn.Module):
         """
         for length in images.shape[2:]:
             self.geometry.windows(length)
+        return self.embeddings(images)
+
+    def embeddings(self, images: Tensor) -> Tensor:
+        """``forward`` without its check."""
         return F.normalize(self.features(images), dim=1)
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoders.base import Encoder
 from models.geometry import ScanGeometry
 
+Embedding = Literal["last", "stages"]
+
+# The last block of each stage: pixels between its outputs, and how many of them a window's side holds.
+STAGES = {0: (1, 27), 2: (2, 11), 4: (4, 3), 5: (4, 1)}
 STEM = 4  # side of the first convolution; the six 3x3 convolutions after it bring the receptive field to 32
 
 
@@ -18,15 +26,20 @@ class DensePatch(Encoder):
     second block of the first two stages strides by 2. Receptive field 1 + 3 + 2 * 2 + 2 * 4 + 2 * 8 = 32. Since nothing
     is padded, an output depends on its own window alone: ``encoder(image)[..., i, j] == encoder(window(i, j))``.
 
+    The last stage learns what tells the pretext task's classes apart and forgets the rest: a window that is foreign as
+    a whole may look normal to it. The earlier stages have kept what colours and textures there are. So an embedding
+    is, by default, made of every stage's mean over the window, each part normalised: 15 times the width.
+
     Args:
-        width: channels of the first stage; the later ones have 2, 4 and, for the embedding, 8 times as many.
         geometry: must have patch size 32 and stride 4.
+        width: channels of the first stage; the later ones have 2, 4 and 8 times as many.
+        embedding: ``stages`` as above, or ``last``: f / ||f|| alone, as in the paper.
 
     Raises:
         ValueError: on another patch size or stride, or a width that is not positive.
     """
 
-    def __init__(self, geometry: ScanGeometry, width: int = 32) -> None:
+    def __init__(self, geometry: ScanGeometry, width: int = 32, embedding: Embedding = "stages") -> None:
         super().__init__(geometry)
         default = ScanGeometry()
         if (geometry.patch_size, geometry.stride) != (default.patch_size, default.stride):
@@ -36,7 +49,9 @@ class DensePatch(Encoder):
             )
         if width < 1:
             raise ValueError(f"width must be positive, not {width}")
-        self.dimension = 8 * width
+        self.embedding = embedding
+        self.feature_dimension = 8 * width
+        self.dimension = (1 + 2 + 4 + 8 if embedding == "stages" else 8) * width
         self.stem = nn.Sequential(nn.Conv2d(3, width, STEM, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         self.blocks = nn.Sequential(
             ValidBlock(width, width),
@@ -51,6 +66,18 @@ class DensePatch(Encoder):
         """(B, 3, H, W) in [0, 1] -> (B, 8 * width, h, w)."""
         features: Tensor = self.blocks(self.stem(images * 2 - 1))
         return features
+
+    def embeddings(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> (B, D, h, w) unit-norm."""
+        if self.embedding == "last":
+            return super().embeddings(images)
+        x: Tensor = self.stem(images * 2 - 1)
+        parts = []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number in STAGES:
+                parts.append(F.normalize(_window_means(x, *STAGES[number], self.geometry.stride), dim=1))
+        return torch.cat(parts, dim=1) / math.sqrt(len(parts))
 
 
 class ValidBlock(nn.Module):
@@ -84,3 +111,9 @@ class ValidBlock(nn.Module):
         centre = F.pad(x, (-1, -1, -1, -1))
         output: Tensor = self.activation(self.residual(x) + self.shortcut(centre))
         return output
+
+
+def _window_means(x: Tensor, jump: int, count: int, stride: int) -> Tensor:
+    """Means over ``count`` by ``count`` outputs, one axis after the other: (B, C, H', W') -> (B, C, h, w)."""
+    step = stride // jump
+    return F.avg_pool2d(F.avg_pool2d(x, (count, 1), (step, 1)), (1, count), (1, step))

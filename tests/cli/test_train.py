@@ -44,7 +44,7 @@ def test_train_publishes_an_active_version(trained: Outcome, desk: Path) -> None
     assert detector.training["fit"]["training"]["steps"] == 6
     assert detector.training["fit"]["training"]["batch_size"] == 4
     assert detector.training["fit"]["bank_size"] == 200
-    assert detector.scan.encoder.dimension == 8 * 2
+    assert detector.scan.encoder.feature_dimension == 8 * 2
 
 
 def test_every_option_reaches_the_configuration(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_every_option_reaches_the_configuration(run: Run, data: Path, places: tu
         "width": 1, "density-mode": "neighbours", "neighbours": 3, "bank-size": 50, "resize": "letterbox", "sigma": 3.5,
         "pretext": "rotation", "steps": 2, "batch-size": 3, "crop-patches": 2, "learning-rate": 0.02,
         "precision": "float32", "seed": 5, "calibration-fraction": 0.4, "group-pattern": r"(\d)\.png",
-        "false-reject-rate": 0.3,
+        "false-reject-rate": 0.3, "image-size": 72, "patch-size": 32, "stride": 4,
     }  # fmt: skip
     arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     outcome = run("train", CATEGORY, "--data", data, *places, "--json", "--no-activate", *COMPUTE, *arguments)
@@ -62,7 +62,7 @@ def test_every_option_reaches_the_configuration(run: Run, data: Path, places: tu
     assert store.active(CATEGORY) is None
     manifest = json.loads((store.folder(CATEGORY, 1) / "manifest.json").read_text())["configuration"]
     fit = manifest["training"]["fit"]
-    values = manifest["detector"] | fit | fit["training"]
+    values = manifest["detector"] | manifest["detector"]["geometry"] | fit | fit["training"]
     found = {
         **{name: values[name.replace("-", "_")] for name in options if name.replace("-", "_") in values},
         "width": manifest["detector"]["encoder"]["width"],

@@ -131,17 +131,18 @@ def test_scores_are_the_slow_definition(configuration: DetectorConfiguration) ->
     """Each window cut out and embedded by itself, and a float64 sum over its distances to the bank."""
     detector = make(configuration)
     density, geometry = detector.scan.density, configuration.geometry
+    assert isinstance(density, KernelDensity)
     image = part(50, 70, 110)
     placed, _ = place_image(image, geometry.image_size, configuration.resize)
     pixels = torch.from_numpy(placed.transpose(2, 0, 1).astype(np.float32) / 255)[None]
     with torch.inference_mode():
         embeddings = encode_per_window(detector.scan.encoder, pixels)[0].flatten(1).T.double().numpy()
-    bank = density._index.reconstruct_n(0, len(density)).astype(np.float64)
-    kept = density.configuration.neighbours if density.configuration.mode == "neighbours" else len(density)
+    bank = density._index.reconstruct_n(0, density.samples).astype(np.float64)
+    kept = density.configuration.neighbours if density.configuration.mode == "neighbours" else density.samples
     scores = []
     for embedding in embeddings:
         nearest = np.sort(np.square(bank - embedding).sum(axis=1))[:kept]
-        scores.append((math.log(len(density)) - logsumexp(-density.gamma * nearest)) / density.gamma)
+        scores.append((math.log(density.samples) - logsumexp(-density.gamma * nearest)) / density.gamma)
     expected = np.array(scores, np.float32).reshape(geometry.grid_size, geometry.grid_size)
     prediction = detector.predict([image])[0]
     np.testing.assert_allclose(prediction.score_map, expected, rtol=0, atol=3e-5)
@@ -267,7 +268,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-FILES = ["manifest.json", "encoder.safetensors", "bank.faiss", "calibration.safetensors"]
+FILES = ["manifest.json", "encoder.safetensors", "bank.faiss", "density.safetensors", "calibration.safetensors"]
 
 
 def written(files: dict[str, bytes], folder: Path) -> Path:

@@ -281,10 +281,28 @@ def test_resnet18_patch_takes_any_geometry() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 3, 16])
-def test_dense_patch_embeds_in_eight_times_its_width(width: int) -> None:
+def test_dense_patch_has_features_of_eight_times_its_width(width: int) -> None:
     encoder = build(DensePatchConfiguration, width=width)
-    assert encoder.dimension == 8 * width
+    assert encoder.feature_dimension == 8 * width
     assert encoder.features(random_images(1, PATCH)).shape == (1, 8 * width, 1, 1)
+
+
+def test_dense_patch_embeds_as_the_paper_does_or_by_every_stage() -> None:
+    """The last stage is f / ||f||; the others are means of what the blocks say over the window's positions."""
+    last = build(DensePatchConfiguration, width=4, embedding="last")
+    stages = build(DensePatchConfiguration, width=4)
+    stages.load_state_dict(last.state_dict())
+    assert (last.dimension, stages.dimension) == (32, 60)
+    assert isinstance(stages, DensePatch)
+    patch = random_images(1, PATCH)
+    with torch.inference_mode():
+        torch.testing.assert_close(last(patch), F.normalize(last.features(patch), dim=1))
+        x, means = stages.stem(patch * 2 - 1), []
+        for block in stages.blocks:
+            x = block(x)
+            means.append(x.flatten(2).mean(dim=2))
+        expected = torch.cat([F.normalize(means[number], dim=1) for number in (0, 2, 4, 5)], dim=1) / 2
+        torch.testing.assert_close(stages(patch)[:, :, 0, 0], expected)
 
 
 @pytest.mark.parametrize("geometry", [ScanGeometry(patch_size=16), ScanGeometry(stride=8)])

@@ -253,8 +253,8 @@ def test_a_saved_density_scores_the_same_to_the_last_bit(mode: str, tmp_path: Pa
     X, Q = unit_vectors(BANK_TILE + 11, 24, 0), unit_vectors(70, 24, 1)
     kde = density(mode).fit(X)
     kde.save(tmp_path)
-    loaded = KernelDensity.load(tmp_path, kde.configuration, kde.gamma)
-    assert (len(loaded), loaded.dimension, loaded.gamma) == (len(X), 24, kde.gamma)
+    loaded = KernelDensity(kde.configuration).restore(tmp_path)
+    assert (loaded.samples, loaded.dimension, loaded.gamma) == (len(X), 24, kde.gamma)
     np.testing.assert_array_equal(loaded.score_samples(Q), kde.score_samples(Q))
 
 
@@ -262,7 +262,7 @@ def test_a_saved_density_scores_the_same_to_the_last_bit(mode: str, tmp_path: Pa
 def test_the_bank_is_held_once(mode: str, tmp_path: Path) -> None:
     kde = density(mode).fit(unit_vectors(50, 24, 0))
     kde.save(tmp_path)
-    for held in (kde, KernelDensity.load(tmp_path, kde.configuration, kde.gamma)):
+    for held in (kde, KernelDensity(kde.configuration).restore(tmp_path)):
         held._bank[7] = 0.25
         np.testing.assert_array_equal(held._index.reconstruct(7), np.full(24, 0.25, np.float32))
 
@@ -273,7 +273,7 @@ def test_fit_again_replaces_the_bank_and_keeps_no_hold_on_the_callers_array() ->
     kde.fit(other)
     expected = density().fit(other.copy()).score_samples(Q)
     other[:] = 0
-    assert len(kde) == 60
+    assert kde.samples == 60
     np.testing.assert_array_equal(kde.score_samples(Q), expected)
 
 
@@ -287,5 +287,5 @@ def test_cuda_scores_as_the_cpu_does(mode: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(on_cuda.score_samples(Q), expected, rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(on_cuda.score_samples(torch.from_numpy(Q).to("cuda")), expected, rtol=0, atol=TOLERANCE)
     on_cuda.save(tmp_path)
-    loaded = KernelDensity.load(tmp_path, kde.configuration, kde.gamma, "cuda")
+    loaded = KernelDensity(kde.configuration, "cuda").restore(tmp_path)
     np.testing.assert_allclose(loaded.score_samples(Q), expected, rtol=0, atol=TOLERANCE)

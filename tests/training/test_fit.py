@@ -96,10 +96,11 @@ def run_fit(data: Path, folder: Path, configuration: FitConfiguration | None = N
 
 def learned(detector: Detector) -> dict[str, torch.Tensor]:
     """All that the training images, and only they, decide: the encoder, the bank and gamma."""
+    assert isinstance(detector.scan.density, KernelDensity)
     return {
         **detector.scan.encoder.state_dict(),
         "bank": detector.scan.density._bank,
-        "gamma": torch.tensor(detector.scan.density.gamma),
+        **detector.scan.density.state(),
     }
 
 

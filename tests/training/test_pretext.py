@@ -50,7 +50,8 @@ class Recorder(Encoder):
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__(encoder.geometry)
-        self.encoder, self.dimension = encoder, encoder.dimension
+        self.encoder = encoder
+        self.dimension, self.feature_dimension = encoder.dimension, encoder.feature_dimension
         self.seen = torch.empty(0)
 
     def features(self, images: Tensor) -> Tensor:

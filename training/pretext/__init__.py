@@ -32,7 +32,7 @@ def create_pretext(
     crop_size: int,
     geometry: ScanGeometry,
 ) -> PretextTask:
-    """The task that the configuration describes, for embeddings of ``dimension`` and crops of ``crop_size`` pixels."""
+    """The task that the configuration describes, for features (B, dimension, h, w) of (B, 3, crop_size, crop_size)."""
     match configuration:
         case CutPasteConfiguration():
             return CutPaste(configuration, dimension, crop_size, geometry)

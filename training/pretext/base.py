@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -22,6 +23,14 @@ class PretextTask(nn.Module):
     The head's parameters are trained with the encoder's and thrown away after. Random choices come from torch's
     global generator of the crops' device and of the CPU, so that a checkpoint of those two resumes exactly.
     """
+
+    def prepare(self, encoder: Encoder, sample: Callable[[], Tensor]) -> None:
+        """Whatever must be known before the first step; not called when a run is resumed.
+
+        Args:
+            encoder: as it is before training.
+            sample: draws a batch of crops (B, 3, C, C) in [0, 1].
+        """
 
     def forward(self, encoder: Encoder, crops: Tensor) -> PretextResult:
         """Loss on a batch.
