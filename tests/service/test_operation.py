@@ -127,12 +127,12 @@ def test_without_models_it_lives_but_is_not_ready(serve: Serve, tmp_path: Path) 
 
 def empty_artifact(folder: Path, version: int) -> None:
     """An artifact that is whole, but has none of the files that its configuration needs."""
-    learned = {"gamma": 1.0, "operating_point": {"image_threshold": 1, "pixel_threshold": 1, "false_reject_rate": 0.1}}
+    point = {"image_threshold": 1, "pixel_threshold": 1, "false_reject_rate": 0.1}
     write_manifest(
         folder,
         category="odd",
         version=version,
-        configuration={"detector": {}, "learned": learned},  # type: ignore[dict-item]
+        configuration={"detector": {}, "operating_point": point},  # type: ignore[dict-item]
         geometry=ScanGeometry(),
         data_fingerprint="0" * 64,
     )
