@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -27,6 +28,9 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``plumbline``.
 
+    With ``--json`` the last line of standard output is one JSON object, however the verb ended: its result, or
+    ``error`` with the sentence that standard error has. SIGTERM ends a verb as Ctrl-C does.
+
     Args:
         arguments: the command line without the program's name; None for the process's own.
 
@@ -35,17 +39,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments).parse_args(arguments)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result: dict[str, Any] = options.run(options)
+        status, result = _run(options)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if options.json:
+        print(json.dumps(result), flush=True)
+    return status
+
+
+def _run(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """The exit status of a verb, and its result or what went wrong."""
+    try:
+        return 0, options.run(options)
     except (Exception, KeyboardInterrupt) as error:
         status = exit_status(error)
         if status is None:
             raise
         print(f"plumbline: {sentence(error)}", file=sys.stderr)
-        return status
-    if options.json:
-        print(json.dumps(result), flush=True)
-    return 0
+        return status, {"error": sentence(error)}
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
