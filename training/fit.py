@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,6 +84,8 @@ def fit(
             f"{dataset.root} has {len(loaded.paths)} readable good images of {dataset.category}; at least "
             f"{SMALLEST_DATASET} are needed, 20 or more advised"
         )
+    # Now, while the files are as they were read: in hours of training they may change.
+    fingerprint = replace(dataset, train=loaded.paths).fingerprint()
     _, calibration_paths = split_calibration(
         loaded.paths,
         fraction=configuration.calibration_fraction,
@@ -113,7 +116,7 @@ def fit(
         scan,
         calibration,
         calibration.operating_point(configuration.false_reject_rate),
-        data_fingerprint=dataset.fingerprint(),
+        data_fingerprint=fingerprint,
         training={
             "fit": configuration.model_dump(mode="json", exclude={"detector"}),
             "good_images": len(images),

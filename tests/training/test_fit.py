@@ -304,6 +304,20 @@ def test_what_is_published_predicts_what_was_fitted(data: Path, tmp_path: Path) 
     assert loaded.data_fingerprint == dataset.fingerprint()
 
 
+def test_the_fingerprint_is_of_the_images_that_were_trained_on(data: Path, tmp_path: Path) -> None:
+    """Not of what lies there when training ends, nor of files that were passed over."""
+    fingerprint = open_dataset(data, "cap").fingerprint()
+    (data / "zz.png").symlink_to(tmp_path / "gone")
+
+    def change(progress: Progress) -> None:
+        write(data / "000.png", pixels(99))
+        (data / "001.png").unlink(missing_ok=True)
+
+    fitted = run_fit(data, tmp_path / "run", report=change, skip_broken=True)
+    assert fitted.detector.data_fingerprint == fingerprint
+    assert [path.name for path, _ in fitted.skipped] == ["zz.png"]
+
+
 # --- the density and the thresholds -----------------------------------------------------------------------------------
 
 
