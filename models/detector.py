@@ -22,7 +22,7 @@ from models.densities import KernelDensity, KernelDensityConfiguration
 from models.device import resolve_device
 from models.encoders import DensePatchConfiguration, Encoder, EncoderConfiguration, create_encoder
 from models.geometry import ScanGeometry
-from models.heatmap import DEFAULT_SIGMA, GaussianUpsampler, image_scores
+from models.heatmap import DEFAULT_SIGMA, GaussianUpsampler, peak_window
 from models.images import Placement, ResizeMode, place_image
 from models.prediction import Prediction, Verdict
 from models.regions import find_regions, peak_region
@@ -235,11 +235,12 @@ class Detector:
     def _judge(
         self, score_map: NDArray[np.float32], anomaly_map: NDArray[np.float32], placement: Placement
     ) -> Prediction:
-        score = float(image_scores(torch.from_numpy(score_map)[None])[0])
+        window = peak_window(score_map, self.geometry, placement.content)
+        score = float(score_map[window])
         verdict = self.operating_point.verdict(score)
         regions = find_regions(anomaly_map, self.operating_point.pixel_threshold, placement)
         if not regions and verdict is not Verdict.GOOD:
-            regions = (peak_region(score_map, anomaly_map, self.geometry, placement),)
+            regions = (peak_region(window, anomaly_map, self.geometry, placement),)
         return Prediction(
             score_map=score_map,
             image_score=score,

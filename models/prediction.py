@@ -56,7 +56,7 @@ class Prediction:
 
     Attributes:
         score_map: (57, 57) float32, the score of every window.
-        image_score: its maximum.
+        image_score: its maximum over the windows of the image, not of a letter-box's padding.
         anomaly_map: (256, 256) float32, the Gaussian-upsampled score map, in the pixels of the detector's input.
         placement: how the original image lies in that input.
         p_value: split-conformal p-value of ``image_score``, in (0, 1].

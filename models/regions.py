@@ -32,17 +32,10 @@ def find_regions(anomaly_map: NDArray[np.float32], threshold: float, placement: 
 
 
 def peak_region(
-    score_map: NDArray[np.float32], anomaly_map: NDArray[np.float32], geometry: ScanGeometry, placement: Placement
+    window: tuple[int, int], anomaly_map: NDArray[np.float32], geometry: ScanGeometry, placement: Placement
 ) -> Region:
     """The window with the highest score, for a defective image whose anomaly map stays below the pixel threshold."""
-    content = placement.content
-    centers = [geometry.center(k, k)[0] for k in range(geometry.grid_size)]
-    reach = geometry.stride / 2  # half the way to the next window: every image holds a window, however thin it lies
-    inside = np.outer(
-        [-reach <= center - content.y <= content.height - 1 + reach for center in centers],
-        [-reach <= center - content.x <= content.width - 1 + reach for center in centers],
-    )  # the padding of a letter-boxed image repeats the image, defects and all
-    i, j = divmod(int(np.where(inside, score_map, -np.inf).argmax()), geometry.grid_size)
+    i, j = window
     box = placement.to_original_box(geometry.window(i, j))
     row, column = geometry.center(i, j)
     x, y = placement.point_to_original(column, row)

@@ -160,8 +160,7 @@ def _read(sample: Sample, detector: Detector) -> tuple[NDArray[np.uint8], Bools]
 def _content(predictions: Sequence[Prediction]) -> Bools:
     counted = np.zeros((len(predictions), *predictions[0].anomaly_map.shape), dtype=bool)
     for inside, prediction in zip(counted, predictions, strict=True):
-        box = prediction.placement.content
-        inside[box.y : box.y + box.height, box.x : box.x + box.width] = True
+        prediction.placement.crop(inside)[...] = True
     return counted
 
 

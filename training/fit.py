@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.calibration import Calibration, threshold_rank
 from models.densities import KernelDensity
 from models.detector import Detector, DetectorConfiguration, Scan
+from models.heatmap import peak_window
+from models.images import Placement
 from models.store import ModelStore
 from training.data import DataError, Dataset, load_images, split_calibration
 from training.trainer import Progress, Trainer, TrainingConfiguration
@@ -109,7 +112,7 @@ def fit(
     scan = Scan(settings, encoder, density, device)
     density.fit(draw_bank(scan, images, configuration.bank_size, configuration.training.seed))
     stage(f"calibration on {len(calibration_images)} held-out good images")
-    calibration = calibrate(scan, calibration_images)
+    calibration = calibrate(scan, calibration_images, list(compress(loaded.placements, held_out)))
     skipped = [*dataset.skipped, *loaded.skipped]
     detector = Detector(
         dataset.category,
@@ -138,13 +141,19 @@ def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int, seed: int) -> ND
     return np.concatenate(parts)
 
 
-def calibrate(scan: Scan, images: NDArray[np.uint8]) -> Calibration:
-    """Scores of good images that neither the encoder nor the density has seen."""
+def calibrate(scan: Scan, images: NDArray[np.uint8], placements: Sequence[Placement]) -> Calibration:
+    """Scores of good images that neither the encoder nor the density has seen.
+
+    Args:
+        scan: fitted.
+        images: (N, S, S, 3) at the detector's input size.
+        placements: how each original lies in it; a letter-box's padding does not count.
+    """
     scores, maxima = [], []
-    for image in images:
-        score_maps, anomaly_maps = scan.maps(image[None])
-        scores.append(score_maps.max())
-        maxima.append(anomaly_maps.max())
+    for image, placement in zip(images, placements, strict=True):
+        [score_map], [anomaly_map] = scan.maps(image[None])
+        scores.append(score_map[peak_window(score_map, scan.configuration.geometry, placement.content)])
+        maxima.append(placement.crop(anomaly_map).max())
     return Calibration(np.asarray(scores, np.float64), np.asarray(maxima, np.float64))
 
 

@@ -98,7 +98,7 @@ class Score(BaseModel):
     id: UUID
     category: str
     version: int | None
-    image_score: float
+    image_score: float = Field(description="the highest score of a window that shows the image")
     threshold: float = Field(description="image scores above it are defective")
     pixel_threshold: float = Field(description="the anomaly map's values above it form regions")
     p_value: float = Field(description="share of good parts at least as anomalous (split conformal)")
@@ -106,7 +106,9 @@ class Score(BaseModel):
     regions: tuple[Region, ...]
     image: ImageSize
     times: Times
-    score_map: list[list[float]] | None = Field(default=None, description="score of every window, if asked for")
+    score_map: list[list[float]] | None = Field(
+        default=None, description="score of every window, padding included, if asked for"
+    )
 
 
 class PngResponse(Response):

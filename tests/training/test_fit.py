@@ -18,7 +18,7 @@ from models.densities import KernelDensity
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import ScanGeometry
-from models.images import read_image
+from models.images import ResizeMode, place_image, read_image
 from models.store import ModelStore
 from training.data import DataError, open_dataset
 from training.fit import (
@@ -365,11 +365,38 @@ def test_the_bank_is_drawn_at_random_and_the_seed_decides(scan: Scan) -> None:
     assert not np.array_equal(bank[:10], bank[10:20])
 
 
-def test_calibration_scores_are_the_maxima_of_each_images_maps(scan: Scan) -> None:
-    images = np.stack([pixels(seed) for seed in range(5)])
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+def test_calibration_scores_are_those_that_the_detector_gives(scan: Scan, resize: ResizeMode) -> None:
+    originals = [pixels(seed)[: 20 + 10 * seed] for seed in range(5)]
+    placed = [place_image(image, GEOMETRY.image_size, resize) for image in originals]
+    images, placements = np.stack([image for image, _ in placed]), [placement for _, placement in placed]
     scan.density.fit(draw_bank(scan, images[:2], 30, seed=0))
-    calibration = calibrate(scan, images[2:])
-    score_maps, anomaly_maps = scan.maps(images[2:])
-    np.testing.assert_allclose(calibration.image_scores, score_maps.max(axis=(1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(calibration.map_maxima, anomaly_maps.max(axis=(1, 2)), rtol=1e-5)
+    calibration = calibrate(scan, images[2:], placements[2:])
+
+    configuration = DETECTOR.model_copy(update={"resize": resize})
+    own = Scan(configuration, scan.encoder, scan.density, CPU)
+    detector = Detector("cap", own, calibration, data_fingerprint="0" * 64)
+    predictions = [detector.predict([image])[0] for image in originals[2:]]
+    assert calibration.image_scores.tolist() == [prediction.image_score for prediction in predictions]
+    for maximum, prediction in zip(calibration.map_maxima, predictions, strict=True):
+        box = prediction.placement.content
+        assert box.height < GEOMETRY.image_size or resize == "squash"
+        inside = prediction.anomaly_map[box.y : box.y + box.height, box.x : box.x + box.width]
+        assert maximum == inside.max()
+    if resize == "squash":  # all that was scanned counts
+        assert calibration.image_scores.tolist() == [prediction.score_map.max() for prediction in predictions]
+        assert calibration.map_maxima.tolist() == [prediction.anomaly_map.max() for prediction in predictions]
     assert len(set(calibration.image_scores)) == 3
+
+
+def test_a_letterboxed_fit_calibrates_on_the_held_out_images_as_they_lie(data: Path, tmp_path: Path) -> None:
+    for index, path in enumerate(sorted(data.iterdir())):  # each lies in its square in its own way
+        shown = np.s_[: 12 + 3 * index] if index % 2 else np.s_[:, : 12 + 3 * index]
+        write(path, read_image(path)[shown])
+    letterbox = DETECTOR.model_copy(update={"resize": "letterbox"})
+    configuration = make_configuration(detector=letterbox, training={"steps": 1})
+    detector = run_fit(data, tmp_path / "run", configuration).detector
+    predictions = [detector.predict([read_image(path)])[0] for path in data.iterdir()]
+    assert set(detector.calibration.image_scores) <= {prediction.image_score for prediction in predictions}
+    maxima = {prediction.placement.crop(prediction.anomaly_map).max() for prediction in predictions}
+    assert set(detector.calibration.map_maxima) <= maxima
