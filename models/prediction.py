@@ -61,7 +61,7 @@ class Prediction:
         placement: how the original image lies in that input.
         p_value: split-conformal p-value of ``image_score``, in (0, 1].
         verdict: good, defective or review.
-        regions: the largest peak first; never empty where the verdict is defective.
+        regions: the highest peak first, at most ``MAX_REGIONS``; never empty where the verdict is defective.
     """
 
     score_map: NDArray[np.float32]

@@ -11,7 +11,7 @@ from models.geometry import ScanGeometry
 from models.heatmap import peak_window
 from models.images import Placement, ResizeMode
 from models.prediction import Point, Region
-from models.regions import find_regions, peak_region
+from models.regions import MAX_REGIONS, find_regions, peak_region
 
 GEOMETRY = ScanGeometry()
 SIZE = GEOMETRY.image_size
@@ -102,6 +102,17 @@ def test_a_hole_in_a_region_is_no_part_of_its_area() -> None:
     core, ring = find_regions(values, 0.5, as_it_is(9))
     assert (core.area, ring.area) == (1, 40)
     assert {(point.y, point.x) for point in ring.contour} == {(1, 1), (1, 7), (7, 1), (7, 7)}
+
+
+def test_of_too_many_regions_the_highest_peaks_are_kept() -> None:
+    side = 2 * (MAX_REGIONS + 20)
+    values = np.zeros((side, side), np.float32)
+    values[::2, ::2] = np.random.default_rng(0).permutation(side**2 // 4).reshape(side // 2, side // 2) + 1
+    regions = find_regions(values, 0.5, as_it_is(side))
+    assert len(regions) == MAX_REGIONS
+    assert [region.peak_score for region in regions] == np.sort(values, axis=None)[::-1][:MAX_REGIONS].tolist()
+    for region in regions:
+        assert_region(region, {(region.peak.y, region.peak.x)}, values)
 
 
 # --- in the original image ------------------------------------------------------------------------------------------
