@@ -27,6 +27,7 @@ from models.images import Placement, ResizeMode, place_image
 from models.prediction import Prediction, Verdict
 from models.regions import find_regions, peak_region
 
+IMAGES_PER_SCAN = 8  # scanned together: bounds the memory of a prediction, however many images are asked for
 ENCODER_FILE = "encoder.safetensors"
 CALIBRATION_FILE = "calibration.safetensors"
 
@@ -148,15 +149,10 @@ class Detector:
         Returns:
             One prediction an image, in their order.
         """
-        if not images:
-            return []
-        configuration = self.scan.configuration
-        placed = [place_image(image, configuration.geometry.image_size, configuration.resize) for image in images]
-        score_maps, anomaly_maps = self.scan.maps(np.stack([pixels for pixels, _ in placed]))
-        return [
-            self._judge(score_map, anomaly_map, placement)
-            for score_map, anomaly_map, (_, placement) in zip(score_maps, anomaly_maps, placed, strict=True)
-        ]
+        predictions: list[Prediction] = []
+        for start in range(0, len(images), IMAGES_PER_SCAN):
+            predictions += self._predict(images[start : start + IMAGES_PER_SCAN])
+        return predictions
 
     def description(self) -> dict[str, Any]:
         """The facts of this detector, ready for JSON."""
@@ -231,6 +227,15 @@ class Detector:
         )
         detector.manifest = manifest
         return detector
+
+    def _predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        configuration = self.scan.configuration
+        placed = [place_image(image, configuration.geometry.image_size, configuration.resize) for image in images]
+        score_maps, anomaly_maps = self.scan.maps(np.stack([pixels for pixels, _ in placed]))
+        return [
+            self._judge(score_map, anomaly_map, placement)
+            for score_map, anomaly_map, (_, placement) in zip(score_maps, anomaly_maps, placed, strict=True)
+        ]
 
     def _judge(
         self, score_map: NDArray[np.float32], anomaly_map: NDArray[np.float32], placement: Placement

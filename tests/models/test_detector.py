@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from models.artifact import ArtifactError, write_manifest
 from models.calibration import Calibration, OperatingPoint
 from models.densities import KernelDensity, KernelDensityConfiguration
-from models.detector import Detector, DetectorConfiguration, Scan
+from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Scan
 from models.device import DeviceError
 from models.encoders import (
     DensePatchConfiguration,
@@ -157,6 +157,22 @@ def test_a_batch_of_images_of_many_sizes_is_each_by_itself(configuration: Detect
     images = [part(90 + k, *shape) for k, shape in enumerate(SHAPES)]
     alone = [detector.predict([image])[0] for image in images]
     assert_same(detector.predict(images), alone, 1e-6)
+
+
+@pytest.mark.parametrize("count", [IMAGES_PER_SCAN, IMAGES_PER_SCAN + 1, 2 * IMAGES_PER_SCAN + 3])
+def test_many_images_are_scanned_a_few_at_a_time(count: int) -> None:
+    detector = make()
+    images = [part(90 + k, 60, 40 + k) for k in range(count)]
+    alone = [detector.predict([image])[0] for image in images]
+    batches: list[int] = []
+    hook = detector.scan.encoder.register_forward_hook(lambda network, inputs, output: batches.append(len(output)))
+    try:
+        together = detector.predict(images)
+    finally:
+        hook.remove()
+    assert_same(together, alone, 1e-6)
+    assert sum(batches) == count
+    assert max(batches) <= IMAGES_PER_SCAN
 
 
 def test_no_images_have_no_predictions() -> None:
