@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +38,6 @@ DETECTOR = DetectorConfiguration(geometry=GEOMETRY, encoder=DensePatchConfigurat
 IMAGES = 12
 HELD_OUT = 3  # a quarter
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_configuration(*, training: dict[str, Any] | None = None, **settings: Any) -> FitConfiguration:
