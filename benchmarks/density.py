@@ -8,18 +8,22 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.detector import Detector, Scan
 from models.device import set_threads
-from models.images import place_mask, read_mask
+from models.heatmap import peak_window
+from models.images import Placement
 from models.store import ModelStore
-from training.data import load_images, open_dataset, split_calibration
+from training.data import load_images, load_mask, open_dataset, split_calibration
+from training.evaluation import shown_pixels
 from training.fit import FitConfiguration, draw_bank
 from training.metrics import RankedPixels, auroc
 
@@ -47,38 +51,44 @@ def measure(detector: Detector, data: Path, limit: int | None) -> list[dict[str,
     bank = draw_bank(scan, load_images(fitting, size=size, mode=resize).images, max(BANK_SIZES), fit.training.seed)
     np.random.default_rng(fit.training.seed).shuffle(bank)
     samples = dataset.test if limit is None else dataset.test[:: -(-len(dataset.test) // limit)]
-    images = load_images([sample.path for sample in samples], size=size, mode=resize).images
+    loaded = load_images([sample.path for sample in samples], size=size, mode=resize)
     masks = np.stack(
-        [
-            place_mask(read_mask(sample.mask), size, resize) if sample.mask else np.zeros((size, size), dtype=bool)
-            for sample in samples
-        ]
+        [load_mask(sample, placement) for sample, placement in zip(samples, loaded.placements, strict=True)]
     )
-    embeddings = [scan.embed(image[None]).flatten(0, 2).clone() for image in images]
+    embeddings = [scan.embed(image[None]).flatten(0, 2).clone() for image in loaded.images]
     rows = []
     for mode in MODES:
         for count in BANK_SIZES:
             density = KernelDensity(mode, scan.device).fit(bank[:count])
             row = {"mode": mode.mode, "neighbours": mode.neighbours if mode.mode == "neighbours" else None}
-            rows.append({**row, "bank": density.samples, **_score(scan, density, embeddings, masks)})
+            rows.append({**row, "bank": density.samples, **_score(scan, density, embeddings, masks, loaded.placements)})
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def _score(
-    scan: Scan, density: KernelDensity, embeddings: list[torch.Tensor], masks: np.ndarray[Any, np.dtype[np.bool_]]
+    scan: Scan,
+    density: KernelDensity,
+    embeddings: list[torch.Tensor],
+    masks: NDArray[np.bool_],
+    placements: Sequence[Placement],
 ) -> dict[str, float]:
     scores, times = [], []
     for queries in embeddings:
         start = time.perf_counter()
         scores.append(-density.score_samples(queries))
         times.append(time.perf_counter() - start)
-    grid = scan.configuration.geometry.grid_size
-    score_maps = torch.from_numpy(np.stack(scores)).view(-1, grid, grid)
-    maps = np.concatenate([scan.upsample(part).numpy() for part in torch.split(score_maps.to(scan.device), 16)])
+    geometry = scan.configuration.geometry
+    score_maps = np.stack(scores).reshape(-1, geometry.grid_size, geometry.grid_size)
+    parts = torch.split(torch.from_numpy(score_maps).to(scan.device), 16)
+    maps = np.concatenate([scan.upsample(part).cpu().numpy() for part in parts])
+    image_scores = [
+        score_map[peak_window(score_map, geometry, placement.content)]
+        for score_map, placement in zip(score_maps, placements, strict=True)
+    ]
     return {
-        "image_auroc": auroc(np.asarray(masks.any(axis=(1, 2))), score_maps.amax(dim=(1, 2)).numpy()),
-        "pixel_auroc": RankedPixels(maps, masks).auroc(),
+        "image_auroc": auroc(np.asarray(masks.any(axis=(1, 2))), np.array(image_scores)),
+        "pixel_auroc": RankedPixels(maps, masks, shown_pixels(placements)).auroc(),
         "milliseconds": 1000 * float(np.median(times)),
     }
 

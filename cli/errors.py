@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import ValidationError
 
 from models.artifact import ArtifactError
@@ -15,8 +17,25 @@ class UsageError(Exception):
     """Arguments that do not fit together or name what does not exist."""
 
 
+class PartlyFailed(Exception):
+    """Some of what a verb had to do failed; the rest was done.
+
+    Args:
+        message: how much failed.
+        result: the verb's, the failures among it.
+        status: the exit status.
+    """
+
+    def __init__(self, message: str, result: dict[str, Any], status: int) -> None:
+        super().__init__(message)
+        self.result = result
+        self.status = status
+
+
 def exit_status(error: BaseException) -> int | None:
     """The exit status for an expected error; None for one that is a defect of this program."""
+    if isinstance(error, PartlyFailed):
+        return error.status
     # By name, so that a serving image needs no training code to tell.
     names = {cls.__name__ for cls in type(error).__mro__}
     if isinstance(error, KeyboardInterrupt) or "TrainingInterrupted" in names:

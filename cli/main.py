@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from cli.errors import exit_status, sentence
+from cli.errors import PartlyFailed, exit_status, sentence
 
 # Each is a module of cli.verbs with add_arguments and run, imported only when its verb is called.
 VERBS = {
@@ -27,25 +28,39 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``plumbline``.
 
+    With ``--json`` the last line of standard output is one JSON object, however the verb ended: its result, as far as
+    there is one, and ``error``, the sentence on standard error, where the exit status is not 0. SIGTERM ends a verb as
+    Ctrl-C does.
+
     Args:
         arguments: the command line without the program's name; None for the process's own.
 
     Returns:
-        0; 1 when the work failed; 2 for wrong arguments or input; 130 when interrupted.
+        0; 1 when the work failed; 2 for wrong arguments or input, even in part; 130 when interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments).parse_args(arguments)
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        result: dict[str, Any] = options.run(options)
+        status, result = _run(options)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if options.json:
+        print(json.dumps(result), flush=True)
+    return status
+
+
+def _run(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """The exit status of a verb, and its result or what went wrong."""
+    try:
+        return 0, options.run(options)
     except (Exception, KeyboardInterrupt) as error:
         status = exit_status(error)
         if status is None:
             raise
         print(f"plumbline: {sentence(error)}", file=sys.stderr)
-        return status
-    if options.json:
-        print(json.dumps(result), flush=True)
-    return 0
+        done = error.result if isinstance(error, PartlyFailed) else {}
+        return status, {**done, "error": sentence(error)}
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ DEFAULT_MODELS = Path("artifacts")
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json``."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of standard output")
+    parser.add_argument("--json", action="store_true", help="end standard output with one JSON object, failures too")
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

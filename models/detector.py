@@ -22,11 +22,12 @@ from models.densities import Density, DensityConfiguration, KernelDensityConfigu
 from models.device import resolve_device
 from models.encoders import DensePatchConfiguration, Encoder, EncoderConfiguration, create_encoder
 from models.geometry import ScanGeometry
-from models.heatmap import GaussianUpsampler, image_scores
+from models.heatmap import GaussianUpsampler, peak_window
 from models.images import Placement, ResizeMode, place_image
 from models.prediction import Prediction, Verdict
 from models.regions import find_regions, peak_region
 
+IMAGES_PER_SCAN = 8  # scanned together: bounds the memory of a prediction, however many images are asked for
 ENCODER_FILE = "encoder.safetensors"
 CALIBRATION_FILE = "calibration.safetensors"
 
@@ -141,15 +142,10 @@ class Detector:
         Returns:
             One prediction an image, in their order.
         """
-        if not images:
-            return []
-        configuration = self.scan.configuration
-        placed = [place_image(image, configuration.geometry.image_size, configuration.resize) for image in images]
-        score_maps, anomaly_maps = self.scan.maps(np.stack([pixels for pixels, _ in placed]))
-        return [
-            self._judge(score_map, anomaly_map, placement)
-            for score_map, anomaly_map, (_, placement) in zip(score_maps, anomaly_maps, placed, strict=True)
-        ]
+        predictions: list[Prediction] = []
+        for start in range(0, len(images), IMAGES_PER_SCAN):
+            predictions += self._predict(images[start : start + IMAGES_PER_SCAN])
+        return predictions
 
     def description(self) -> dict[str, Any]:
         """The facts of this detector, ready for JSON."""
@@ -223,14 +219,24 @@ class Detector:
         detector.manifest = manifest
         return detector
 
+    def _predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        configuration = self.scan.configuration
+        placed = [place_image(image, configuration.geometry.image_size, configuration.resize) for image in images]
+        score_maps, anomaly_maps = self.scan.maps(np.stack([pixels for pixels, _ in placed]))
+        return [
+            self._judge(score_map, anomaly_map, placement)
+            for score_map, anomaly_map, (_, placement) in zip(score_maps, anomaly_maps, placed, strict=True)
+        ]
+
     def _judge(
         self, score_map: NDArray[np.float32], anomaly_map: NDArray[np.float32], placement: Placement
     ) -> Prediction:
-        score = float(image_scores(torch.from_numpy(score_map)[None])[0])
+        window = peak_window(score_map, self.geometry, placement.content)
+        score = float(score_map[window])
         verdict = self.operating_point.verdict(score)
         regions = find_regions(anomaly_map, self.operating_point.pixel_threshold, placement)
         if not regions and verdict is not Verdict.GOOD:
-            regions = (peak_region(score_map, anomaly_map, self.geometry, placement),)
+            regions = (peak_region(window, anomaly_map, self.geometry, placement),)
         return Prediction(
             score_map=score_map,
             image_score=score,

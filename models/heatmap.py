@@ -1,19 +1,29 @@
-"""From a map of window scores to an image score and a heatmap (Sohn et al., section 4.2 and B)."""
+"""From a map of window scores to the image score's window and a heatmap (Sohn et al., section 4.2 and B)."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from models.geometry import ScanGeometry
+from models.geometry import Box, ScanGeometry
 
 PATCHES_PER_SIGMA = 4  # a quarter of the patch, 8 pixels of 32; the paper gives no sigma
 
 
-def image_scores(score_maps: Tensor) -> Tensor:
-    """Spatial max-pool: (B, h, w) -> (B,)."""
-    return score_maps.amax(dim=(1, 2))
+def peak_window(score_map: NDArray[np.float32], geometry: ScanGeometry, content: Box) -> tuple[int, int]:
+    """Spatial max-pool: the window (row, column) with the highest score, which is the image score.
+
+    Args:
+        score_map: (h, w) of one image.
+        geometry: the scan's.
+        content: where the image lies in the square; only its windows count (``ScanGeometry.windows_of``).
+    """
+    counted = np.where(geometry.windows_of(content), score_map, -np.inf)
+    i, j = divmod(int(counted.argmax()), geometry.grid_size)
+    return i, j
 
 
 class GaussianUpsampler:

@@ -99,6 +99,11 @@ class Placement:
         height = max(1, round(self.size * self.original_height / longest))
         return Box(x=(self.size - width) // 2, y=(self.size - height) // 2, width=width, height=height)
 
+    def crop(self, values: _Array) -> _Array:
+        """The part of an array over the square, (size, size, ...), that shows the image; a view."""
+        box = self.content
+        return values[box.y : box.y + box.height, box.x : box.x + box.width]  # type: ignore[return-value]
+
     def map_to_original(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring a map over the square to the original image's pixels; what lies in the padding is left out.
 
@@ -110,9 +115,7 @@ class Placement:
         """
         if values.shape != (self.size, self.size):
             raise ValueError(f"a map of shape {values.shape} does not lie over a square of {self.size} pixels")
-        box = self.content
-        content = values[box.y : box.y + box.height, box.x : box.x + box.width]
-        return _resize(content, self.original_width, self.original_height)
+        return _resize(self.crop(values), self.original_width, self.original_height)
 
     def point_to_original(self, x: float, y: float) -> tuple[float, float]:
         """Position (x, y) in the original of a position in the square, moved to the nearest pixel centre it has."""
@@ -219,7 +222,8 @@ def place_mask(mask: NDArray[np.bool_], size: int, mode: ResizeMode) -> NDArray[
         (size, size) bool.
     """
     height, width = mask.shape
-    box = Placement(original_width=width, original_height=height, size=size, mode=mode).content
+    placement = Placement(original_width=width, original_height=height, size=size, mode=mode)
+    box = placement.content
     rows = (2 * np.arange(box.height) + 1) * height // (2 * box.height)
     columns = (2 * np.arange(box.width) + 1) * width // (2 * box.width)
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
@@ -232,7 +236,7 @@ def place_mask(mask: NDArray[np.bool_], size: int, mode: ResizeMode) -> NDArray[
         y, x = np.nonzero(lost[labels])
         content[y * box.height // height, x * box.width // width] = True
     placed = np.zeros((size, size), dtype=np.bool_)
-    placed[box.y : box.y + box.height, box.x : box.x + box.width] = content
+    placement.crop(placed)[...] = content
     return placed
 
 

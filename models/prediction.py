@@ -56,12 +56,12 @@ class Prediction:
 
     Attributes:
         score_map: (57, 57) float32, the score of every window.
-        image_score: its maximum.
+        image_score: its maximum over the windows of the image, not of a letter-box's padding.
         anomaly_map: (256, 256) float32, the Gaussian-upsampled score map, in the pixels of the detector's input.
         placement: how the original image lies in that input.
         p_value: split-conformal p-value of ``image_score``, in (0, 1].
         verdict: good, defective or review.
-        regions: the largest peak first; never empty where the verdict is defective.
+        regions: the highest peak first, at most ``MAX_REGIONS``; never empty where the verdict is defective.
     """
 
     score_map: NDArray[np.float32]

@@ -11,6 +11,8 @@ from models.geometry import Box, ScanGeometry
 from models.images import Placement
 from models.prediction import Point, Region
 
+MAX_REGIONS = 100  # of one image; a noisy map can have thousands, which nobody looks at and every answer would carry
+
 
 def find_regions(anomaly_map: NDArray[np.float32], threshold: float, placement: Placement) -> tuple[Region, ...]:
     """8-connected areas above ``threshold``, the highest peak first.
@@ -21,28 +23,23 @@ def find_regions(anomaly_map: NDArray[np.float32], threshold: float, placement: 
         placement: where the original image lies in that input.
 
     Returns:
-        One region an area, in pixels of the original image as displayed.
+        One region an area, in pixels of the original image as displayed; of more than ``MAX_REGIONS`` areas, those with
+        the highest peaks.
     """
     original = placement.map_to_original(anomaly_map)
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(
-        (original > threshold).astype(np.uint8), connectivity=8
-    )
-    regions = [_region(original, labels, label, statistics[label]) for label in range(1, count)]
-    return tuple(sorted(regions, key=lambda region: -region.peak_score))
+    above = original > threshold
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8)
+    peaks = np.full(count, -np.inf, np.float32)
+    np.maximum.at(peaks, labels[above].astype(np.int32, copy=False), original[above])
+    highest = 1 + np.argsort(-peaks[1:], kind="stable")[:MAX_REGIONS]  # label 0 is what lies below
+    return tuple(_region(original, labels, int(label), statistics[label]) for label in highest)
 
 
 def peak_region(
-    score_map: NDArray[np.float32], anomaly_map: NDArray[np.float32], geometry: ScanGeometry, placement: Placement
+    window: tuple[int, int], anomaly_map: NDArray[np.float32], geometry: ScanGeometry, placement: Placement
 ) -> Region:
     """The window with the highest score, for a defective image whose anomaly map stays below the pixel threshold."""
-    content = placement.content
-    centers = [geometry.center(k, k)[0] for k in range(geometry.grid_size)]
-    reach = geometry.stride / 2  # half the way to the next window: every image holds a window, however thin it lies
-    inside = np.outer(
-        [-reach <= center - content.y <= content.height - 1 + reach for center in centers],
-        [-reach <= center - content.x <= content.width - 1 + reach for center in centers],
-    )  # the padding of a letter-boxed image repeats the image, defects and all
-    i, j = divmod(int(np.where(inside, score_map, -np.inf).argmax()), geometry.grid_size)
+    i, j = window
     box = placement.to_original_box(geometry.window(i, j))
     row, column = geometry.center(i, j)
     x, y = placement.point_to_original(column, row)

@@ -63,6 +63,15 @@ def serving(settings: Settings, *, loaded: bool = True) -> Iterator[str]:
         thread.join()
 
 
+def check_address(settings: Settings) -> None:
+    """See that the address can be listened on now, for one who serves only after long work.
+
+    Raises:
+        SettingsError: as ``run``.
+    """
+    _listen(settings).close()
+
+
 def _server(app: FastAPI) -> uvicorn.Server:
     config = uvicorn.Config(
         app,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.images import EXTENSIONS, ImageError, Placement, ResizeMode, place_image, read_image
+from models.images import EXTENSIONS, ImageError, Placement, ResizeMode, place_image, place_mask, read_image, read_mask
 
 GOOD = "good"
 
@@ -161,6 +161,31 @@ def load_images(
     if skipped and not kept:
         raise DataError(f"none of {len(paths)} files could be read; the first, {skipped[0][0]}: {skipped[0][1]}")
     return LoadedImages(images[: len(kept)], tuple(kept), tuple(placements), tuple(skipped))
+
+
+def load_mask(sample: Sample, placement: Placement) -> NDArray[np.bool_]:
+    """The ground truth of a test image.
+
+    Args:
+        sample: the image.
+        placement: how it lies in the square of a scan.
+
+    Returns:
+        (size, size) bool, as the image lies in the square; empty where the sample has no mask.
+
+    Raises:
+        ImageError: the mask cannot be read.
+        DataError: it does not have its image's size.
+    """
+    if sample.mask is None:
+        return np.zeros((placement.size, placement.size), dtype=np.bool_)
+    mask = read_mask(sample.mask)
+    if mask.shape != (placement.original_height, placement.original_width):
+        raise DataError(
+            f"{sample.mask} is {mask.shape[1]}x{mask.shape[0]} pixels but its image {sample.path} is "
+            f"{placement.original_width}x{placement.original_height}: a mask must have its image's size"
+        )
+    return place_mask(mask, placement.size, placement.mode)
 
 
 def split_calibration(

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from models.artifact import LIBRARIES
 from models.detector import Detector
-from models.images import ImageError, ResizeMode, place_image, place_mask, read_image, read_mask
+from models.images import ImageError, Placement, ResizeMode, place_image, read_image
 from models.prediction import Prediction, Verdict
-from training.data import GOOD, DataError, Dataset, Sample
+from training.data import GOOD, DataError, Dataset, Sample, load_mask
 from training.metrics import RankedPixels, auroc, auroc_interval, average_precision, f1_max
 from training.plots import Tile, roc_plot, score_histogram, sheet
 
@@ -71,6 +71,15 @@ def evaluate(
     figures = _figures(detector, results, content)
     _write(out, content, results, dataset.root, figures)
     return content
+
+
+def shown_pixels(placements: Sequence[Placement]) -> Bools:
+    """The pixels of the detector's input that show each image, not padding: (N, S, S)."""
+    size = placements[0].size
+    shown = np.zeros((len(placements), size, size), dtype=bool)
+    for pixels, placement in zip(shown, placements, strict=True):
+        placement.crop(pixels)[...] = True
+    return shown
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,9 @@ def _score(detector: Detector, dataset: Dataset, skip_broken: bool, progress: Pr
         region_counts=[len(prediction.regions) for prediction in predictions],
         maps=np.stack([prediction.anomaly_map for prediction in predictions]),
         masks=np.stack(masks),
-        counted=_content(predictions) if _resize_mode(detector) == "letterbox" else None,
+        counted=shown_pixels([prediction.placement for prediction in predictions])
+        if _resize_mode(detector) == "letterbox"
+        else None,
         skipped=skipped,
         seconds=seconds,
     )
@@ -143,26 +154,11 @@ def _resize_mode(detector: Detector) -> ResizeMode:
 
 
 def _read(sample: Sample, detector: Detector) -> tuple[NDArray[np.uint8], Bools]:
-    """The image as it is, and its mask in the detector's input; empty where there is none."""
-    size = detector.geometry.image_size
+    """The image as it is, and its ground truth in the detector's input."""
     image = read_image(sample.path)
-    if sample.mask is None:
-        return image, np.zeros((size, size), dtype=bool)
-    mask = read_mask(sample.mask)
-    if mask.shape != image.shape[:2]:
-        raise DataError(
-            f"{sample.mask} is {mask.shape[1]}x{mask.shape[0]} pixels but its image {sample.path} is "
-            f"{image.shape[1]}x{image.shape[0]}: a mask must have its image's size"
-        )
-    return image, place_mask(mask, size, _resize_mode(detector))
-
-
-def _content(predictions: Sequence[Prediction]) -> Bools:
-    counted = np.zeros((len(predictions), *predictions[0].anomaly_map.shape), dtype=bool)
-    for inside, prediction in zip(counted, predictions, strict=True):
-        box = prediction.placement.content
-        inside[box.y : box.y + box.height, box.x : box.x + box.width] = True
-    return counted
+    height, width = image.shape[:2]
+    size, mode = detector.geometry.image_size, _resize_mode(detector)
+    return image, load_mask(sample, Placement(original_width=width, original_height=height, size=size, mode=mode))
 
 
 def _metrics(detector: Detector, results: _Results) -> dict[str, Any]:

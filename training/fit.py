@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.calibration import Calibration, threshold_rank
 from models.densities import create_density
 from models.detector import Detector, DetectorConfiguration, Scan
+from models.heatmap import peak_window
+from models.images import Placement
 from models.store import ModelStore
 from training.data import DataError, Dataset, load_images, split_calibration
 from training.trainer import Progress, Trainer, TrainingConfiguration
@@ -83,6 +87,8 @@ def fit(
             f"{dataset.root} has {len(loaded.paths)} readable good images of {dataset.category}; at least "
             f"{SMALLEST_DATASET} are needed, 20 or more advised"
         )
+    # Now, while the files are as they were read: in hours of training they may change.
+    fingerprint = replace(dataset, train=loaded.paths).fingerprint()
     _, calibration_paths = split_calibration(
         loaded.paths,
         fraction=configuration.calibration_fraction,
@@ -106,14 +112,14 @@ def fit(
     scan = Scan(settings, encoder, density, device)
     density.fit(draw_bank(scan, images, configuration.bank_size, configuration.training.seed))
     stage(f"calibration on {len(calibration_images)} held-out good images")
-    calibration = calibrate(scan, calibration_images)
+    calibration = calibrate(scan, calibration_images, list(compress(loaded.placements, held_out)))
     skipped = [*dataset.skipped, *loaded.skipped]
     detector = Detector(
         dataset.category,
         scan,
         calibration,
         calibration.operating_point(configuration.false_reject_rate),
-        data_fingerprint=dataset.fingerprint(),
+        data_fingerprint=fingerprint,
         training={
             "fit": configuration.model_dump(mode="json", exclude={"detector"}),
             "good_images": len(images),
@@ -135,13 +141,19 @@ def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int, seed: int) -> ND
     return np.concatenate(parts)
 
 
-def calibrate(scan: Scan, images: NDArray[np.uint8]) -> Calibration:
-    """Scores of good images that neither the encoder nor the density has seen."""
+def calibrate(scan: Scan, images: NDArray[np.uint8], placements: Sequence[Placement]) -> Calibration:
+    """Scores of good images that neither the encoder nor the density has seen.
+
+    Args:
+        scan: fitted.
+        images: (N, S, S, 3) at the detector's input size.
+        placements: how each original lies in it; a letter-box's padding does not count.
+    """
     scores, maxima = [], []
-    for image in images:
-        score_maps, anomaly_maps = scan.maps(image[None])
-        scores.append(score_maps.max())
-        maxima.append(anomaly_maps.max())
+    for image, placement in zip(images, placements, strict=True):
+        [score_map], [anomaly_map] = scan.maps(image[None])
+        scores.append(score_map[peak_window(score_map, scan.configuration.geometry, placement.content)])
+        maxima.append(placement.crop(anomaly_map).max())
     return Calibration(np.asarray(scores, np.float64), np.asarray(maxima, np.float64))
 
 

@@ -40,27 +40,32 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from models.device import resolve_device, set_threads
     from models.encoders import DensePatchConfiguration
     from models.store import ModelStore
-    from service.server import serving
+    from service.server import check_address, serving
     from service.settings import load_settings
     from training.data import open_dataset
     from training.evaluation import evaluate
     from training.fit import FitConfiguration, fit, publish
-    from training.synthetic import generate
+    from training.synthetic import defects_of, generate
     from training.trainer import TrainingConfiguration
 
     started = time.monotonic()
     set_threads(options.threads)
+    # All that can be refused is, before minutes of work and before an earlier demonstration is deleted.
+    product = options.product
+    defects_of(product)  # raises where it is none
+    device = resolve_device(options.device)
     out: Path = options.out
     data, models, report = out / "data", out / "models", out / "report"
     if out.exists() and not (out / MARKER).exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} holds what no demonstration made; name a new or an empty folder (--out)")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
+    models.mkdir(exist_ok=True)
+    settings = load_settings(models=models, port=options.port, device=options.device)
+    check_address(settings)
     for folder in (data, models, report, out / "run"):
         shutil.rmtree(folder, ignore_errors=True)
-    models.mkdir(parents=True)
-    (out / MARKER).touch()
-    device = resolve_device(options.device)
-    settings = load_settings(models=models, port=options.port, device=options.device)  # before minutes of work
-    product = options.product
+    models.mkdir()
     say(f"a synthetic product, {product}: {TRAIN_IMAGES} good parts to learn from")
     generate(
         data, product, seed=SEED, train=TRAIN_IMAGES, test_good=TEST_GOOD_IMAGES, test_defects=TEST_DEFECTS

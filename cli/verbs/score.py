@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cli.errors import WRONG_INPUT, PartlyFailed
 from cli.loading import load_detector
 from cli.options import add_common, add_models, add_version
+from cli.progress import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,16 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Score every image; a file that is no image stops it."""
-    from models.images import read_image
+    """Score one image after the other; a file that is no image is reported and passed over.
+
+    Raises:
+        PartlyFailed: after all others, where there was such a file.
+    """
+    from models.images import ImageError, read_image
     from service.rendering import render_overlay
 
-    images = [(path, read_image(path)) for path in options.images]
     detector = load_detector(options, options.category)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-    results = []
-    for number, (path, image) in enumerate(images):
+    results: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for number, path in enumerate(options.images):
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            say(str(error))
+            failures.append(str(error))
+            results.append({"image": str(path), "error": str(error).removeprefix(f"{path}: ")})
+            continue
         [prediction] = detector.predict([image])
         print(
             f"{path}: {prediction.verdict}, score {prediction.image_score:.4f} "
@@ -58,4 +71,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.out:
         (options.out / "scores.json").write_text(json.dumps(outcome, indent=2) + "\n")
         print(f"written to {options.out}")
+    if failures:
+        message = f"{len(failures)} of {len(results)} files could not be scored; the first, {failures[0]}"
+        raise PartlyFailed(message, outcome, WRONG_INPUT)
     return outcome

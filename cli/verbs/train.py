@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.errors import UsageError
+from cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, PartlyFailed, UsageError, exit_status, sentence
 from cli.options import add_common, add_data, add_models, positive_integer
 from cli.progress import say, training_bar
 
 if TYPE_CHECKING:
+    import torch
+
     from training.fit import FitConfiguration
 
 
@@ -60,16 +63,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Train one category or all of them."""
-    from models.device import set_threads
+    """Train one category, or all of them one after the other.
+
+    Raises:
+        PartlyFailed: after all others, where one of all failed.
+    """
+    from models.device import resolve_device, set_threads
     from training.data import find_categories
 
     if (options.category is None) != options.all:
         raise UsageError("name one CATEGORY, or give --all for every one under --data")
     set_threads(options.threads)
     configuration = _configuration(options)
-    categories = find_categories(options.data) if options.all else [options.category]
-    return {"trained": [_train(category, configuration, options) for category in categories]}
+    device = resolve_device(options.device)
+    if options.all:
+        return _train_all(find_categories(options.data), configuration, device, options)
+    return {"trained": [_train(options.category, configuration, device, options)], "failed": []}
+
+
+def _train_all(
+    categories: list[str], configuration: FitConfiguration, device: torch.device, options: argparse.Namespace
+) -> dict[str, Any]:
+    trained: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    statuses: list[int] = []
+    for category in categories:
+        try:
+            trained.append(_train(category, configuration, device, options))
+        except Exception as error:  # whatever it is, hours of the other categories' training do not depend on it
+            status = exit_status(error)
+            if status == INTERRUPTED:
+                raise
+            if status is None:
+                traceback.print_exception(error)
+            reason = f"{type(error).__name__}: {error}" if status is None else sentence(error)
+            say(f"{category}: failed: {reason}")
+            failed.append({"category": category, "error": reason})
+            statuses.append(FAILED if status is None else status)
+    result = {"trained": trained, "failed": failed}
+    if failed:
+        names = ", ".join(entry["category"] for entry in failed)
+        status = FAILED if FAILED in statuses else WRONG_INPUT
+        raise PartlyFailed(f"{len(failed)} of {len(categories)} categories failed: {names}", result, status)
+    return result
 
 
 def _configuration(options: argparse.Namespace) -> FitConfiguration:
@@ -103,8 +139,9 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _train(category: str, configuration: FitConfiguration, options: argparse.Namespace) -> dict[str, Any]:
-    from models.device import resolve_device
+def _train(
+    category: str, configuration: FitConfiguration, device: torch.device, options: argparse.Namespace
+) -> dict[str, Any]:
     from models.store import ModelStore, check_category_name
     from training.data import open_dataset
     from training.fit import fit, publish
@@ -123,7 +160,7 @@ def _train(category: str, configuration: FitConfiguration, options: argparse.Nam
         detector, skipped = fit(
             dataset,
             configuration,
-            device=resolve_device(options.device),
+            device=device,
             folder=folder,
             skip_broken=options.skip_broken,
             stage=lambda text: say(f"{category}: {text}"),

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.prediction import Region, Verdict
+from models.regions import MAX_REGIONS
 from service.errors import (
     CATEGORY_UNAVAILABLE,
     IMAGE_TOO_LARGE,
@@ -98,15 +99,19 @@ class Score(BaseModel):
     id: UUID
     category: str
     version: int | None
-    image_score: float
+    image_score: float = Field(description="the highest score of a window that shows the image")
     threshold: float = Field(description="image scores above it are defective")
     pixel_threshold: float = Field(description="the anomaly map's values above it form regions")
     p_value: float = Field(description="share of good parts at least as anomalous (split conformal)")
     verdict: Verdict
-    regions: tuple[Region, ...]
+    regions: tuple[Region, ...] = Field(
+        description=f"the highest peak first; of more than {MAX_REGIONS}, those with the highest peaks"
+    )
     image: ImageSize
     times: Times
-    score_map: list[list[float]] | None = Field(default=None, description="score of every window, if asked for")
+    score_map: list[list[float]] | None = Field(
+        default=None, description="score of every window, padding included, if asked for"
+    )
 
 
 class PngResponse(Response):

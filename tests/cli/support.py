@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
         return content
 
     def assert_refused(self, status: int, *mentions: str) -> None:
-        """One sentence about what was wrong, and no result."""
+        """One sentence about what was wrong, which with ``--json`` is the result as well, and nothing else."""
         assert "Traceback" not in self.errors
         assert self.status == status, self.errors
         sentence = self.errors.splitlines()[-1]
@@ -42,7 +42,9 @@ class Outcome(NamedTuple):
         assert len(sentence) > len("plumbline: ") + 10
         for mention in mentions:
             assert mention in sentence
-        assert self.output == ""
+        if self.output:
+            assert self.result == {"error": sentence.removeprefix("plumbline: ")}
+            assert len(self.output.splitlines()) == 1
 
 
 def is_json_object(line: str) -> bool:

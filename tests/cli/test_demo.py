@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from models.images import read_image
 from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import COMPUTE, Outcome, run_program
+from training.evaluation import evaluate
+from training.synthetic import PRODUCTS
 from training.trainer import Trainer
 
 CLAIMED_AUROC = 0.95  # image and pixel
@@ -81,12 +84,53 @@ def test_a_folder_that_is_somebodys_is_left_alone(run: Run, tmp_path: Path, name
     run("demo", "--no-serve", "--out", precious, "--port", "0", *SHORT).assert_refused(2, str(precious))
 
 
-@pytest.mark.parametrize("wrong", [("--port", "70000"), ("--port", "-1")])
-def test_a_port_that_cannot_be_is_refused_before_anything_is_trained(
-    run: Run, tmp_path: Path, wrong: tuple[str, ...]
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A file of the model that an earlier demonstration left."""
+    file = tmp_path / "demo" / "models" / "fabric" / "manifest.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("earlier")
+    (tmp_path / "demo" / demo.MARKER).touch()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("wrong", "mentions"),
+    [
+        (("--port", "70000"), ("70000",)),
+        (("--port", "-1"), ("-1",)),
+        (("--product", "teapot"), ("'teapot'", *PRODUCTS)),
+    ],
+)
+def test_what_cannot_be_is_refused_before_an_earlier_demonstration_is_deleted(
+    run: Run, tmp_path: Path, earlier: Path, wrong: tuple[str, ...], mentions: tuple[str, ...]
 ) -> None:
-    run("demo", "--no-serve", "--out", tmp_path / "demo", *SHORT, *wrong).assert_refused(2, wrong[1])
-    assert not (tmp_path / "demo" / "run").exists()
+    run("demo", "--no-serve", "--out", tmp_path / "demo", *SHORT, *wrong).assert_refused(2, *mentions)
+    assert earlier.read_text() == "earlier"
+    assert not (tmp_path / "demo" / "data").exists()
+
+
+def test_so_is_a_port_in_use(run: Run, tmp_path: Path, earlier: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        run("demo", "--no-serve", "--out", tmp_path / "demo", *SHORT, "--port", port).assert_refused(2, port, "--port")
+    assert earlier.read_text() == "earlier"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_port_that_is_taken_meanwhile(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    with ExitStack() as others:
+
+        def evaluate_while_others_work(*arguments: Any, **options: Any) -> dict[str, Any]:
+            others.enter_context(socket.create_server(("127.0.0.1", port)))
+            return evaluate(*arguments, **options)
+
+        monkeypatch.setattr("training.evaluation.evaluate", evaluate_while_others_work)
+        outcome = run("demo", "--no-serve", "--out", tmp_path / "demo", *SHORT, "--port", str(port))
+    assert outcome.status == 2
+    assert outcome.errors.splitlines()[-1].startswith(f"plumbline: cannot listen on '127.0.0.1' port {port}")
+    assert ModelStore(tmp_path / "demo" / "models").active(demo.PRODUCT) == 1
 
 
 # --- what is claimed --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +223,26 @@ def test_a_defect_of_the_program_keeps_its_traceback(run: Run, models: Path, mon
     monkeypatch.setattr("cli.verbs.models._list", broken)
     with pytest.raises(ZeroDivisionError):
         run("models", "list", "--models", models)
+
+
+@pytest.mark.parametrize("arguments", [("models", "list", "--models", MISSING), ("score", CATEGORY, MISSING)])
+def test_with_json_a_failure_is_an_object_too(run: Run, arguments: tuple[str, ...]) -> None:
+    outcome = run(*arguments, "--json")
+    assert outcome.status == WRONG_INPUT
+    assert outcome.errors.splitlines()[-1] == f"plumbline: {outcome.result['error']}"
+    assert run(*arguments).output == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_both_signals_end_a_verb_with_its_object(
+    run: Run, models: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("cli.verbs.models._list", lambda options: signal.raise_signal(number))
+    outcome = run("models", "list", "--models", models, "--json")
+    outcome.assert_refused(INTERRUPTED, "interrupted")
+    assert outcome.result == {"error": "interrupted"}
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 # --- what a verb costs to start ---------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE
 
+FILES = {"encoder.safetensors", "density.safetensors", "bank.faiss", "calibration.safetensors"}
+
 
 @pytest.fixture
 def two_versions(own_models: Path) -> Path:
@@ -50,8 +52,8 @@ def test_show(run: Run, two_versions: Path) -> None:
     ModelStore(two_versions).record(CATEGORY, 2, "metrics", {"image_auroc": 0.5})
     active = run("models", "show", CATEGORY, "--models", two_versions, "--json").result
     assert (active["category"], active["version"], active["active"], active["records"]) == (CATEGORY, 1, True, {})
-    assert active["configuration"]["detector"]["encoder"] == {"name": "dense_patch", "width": 2}
-    assert {"encoder.safetensors", "bank.faiss", "calibration.safetensors"} <= set(active["files"])
+    assert active["configuration"]["detector"]["encoder"]["width"] == 2
+    assert set(active["files"]) >= FILES
     other = run("models", "show", CATEGORY, "2", "--models", two_versions, "--json").result
     assert (other["version"], other["active"]) == (2, False)
     assert other["records"] == {"metrics": {"image_auroc": 0.5}}
@@ -73,11 +75,11 @@ def test_verify(run: Run, two_versions: Path) -> None:
         outcome = run("models", "verify", CATEGORY, *arguments, "--models", two_versions, "--json")
         assert outcome.status == 0
         assert outcome.result["version"] == version
-        assert set(outcome.result["files"]) == {"encoder.safetensors", "bank.faiss", "calibration.safetensors"}
+        assert set(outcome.result["files"]) == FILES
         assert "whole" in outcome.output
 
 
-@pytest.mark.parametrize("name", ["encoder.safetensors", "bank.faiss", "calibration.safetensors", "manifest.json"])
+@pytest.mark.parametrize("name", sorted({*FILES, "manifest.json"}))
 def test_a_damaged_version_fails_to_verify_and_to_score(run: Run, data: Path, two_versions: Path, name: str) -> None:
     damage(ModelStore(two_versions).folder(CATEGORY, 1) / name)
     image = next((data / CATEGORY / "test" / "good").iterdir())

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from models.detector import Detector
 from models.images import read_image
+from models.prediction import Prediction
 from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE, run_program
@@ -102,15 +104,52 @@ def test_score_writes_heatmaps_of_the_originals_size(run: Run, models: Path, tmp
     assert json.loads((out / "scores.json").read_text()) == outcome.result
 
 
-def test_score_stops_at_what_is_no_image_before_it_writes_anything(
-    run: Run, data: Path, models: Path, tmp_path: Path
-) -> None:
-    image = next((data / CATEGORY / "test" / "good").iterdir())
-    torn = tmp_path / "torn.png"
-    torn.write_bytes(image.read_bytes()[:300])
+def test_a_file_that_is_no_image_does_not_lose_the_others(run: Run, data: Path, models: Path, tmp_path: Path) -> None:
+    images = sorted((data / CATEGORY / "test").glob("*/000.png"))[:2]
+    torn, missing = tmp_path / "torn.png", tmp_path / "missing.png"
+    torn.write_bytes(images[0].read_bytes()[:300])
     out = tmp_path / "scores"
-    run("score", CATEGORY, image, torn, "--models", models, "--out", out, *COMPUTE).assert_refused(2, str(torn))
-    assert not out.exists()
+    files = [torn, images[0], missing, images[1]]
+    outcome = run("score", CATEGORY, *files, "--models", models, "--out", out, "--json", *COMPUTE)
+    assert outcome.status == 2
+    *reported, sentence = outcome.errors.splitlines()
+    assert [line.split(":")[0] for line in reported] == [str(torn), str(missing)]
+    assert sentence.startswith(f"plumbline: 2 of 4 files could not be scored; the first, {torn}: ")
+
+    result = outcome.result
+    assert f"plumbline: {result.pop('error')}" == sentence
+    assert [entry["image"] for entry in result["images"]] == [str(file) for file in files]
+    assert ["error" in entry for entry in result["images"]] == [True, False, True, False]
+    assert json.loads((out / "scores.json").read_text()) == result
+
+    alone = run("score", CATEGORY, *images, "--models", models, "--out", tmp_path / "alone", "--json", *COMPUTE).result
+    for entry, other in zip(
+        (entry for entry in result["images"] if "error" not in entry), alone["images"], strict=True
+    ):
+        assert Path(entry.pop("heatmap")).read_bytes() == Path(other.pop("heatmap")).read_bytes()
+        assert entry == other
+
+
+def test_images_are_read_one_after_the_other(
+    run: Run, data: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is scored before the next is decoded: a folder of large images does not fill the memory."""
+    images = sorted((data / CATEGORY / "test").glob("*/000.png"))
+    seen: list[str] = []
+
+    def read(path: Path) -> NDArray[np.uint8]:
+        seen.append("read")
+        return read_image(path)
+
+    def predict(detector: Detector, images: list[NDArray[np.uint8]]) -> list[Prediction]:
+        seen.append("score")
+        return original(detector, images)
+
+    original = Detector.predict
+    monkeypatch.setattr("models.images.read_image", read)
+    monkeypatch.setattr(Detector, "predict", predict)
+    assert run("score", CATEGORY, *images, "--models", models, *COMPUTE).status == 0
+    assert seen == ["read", "score"] * len(images)
 
 
 def test_the_installed_program_scores(data: Path, desk: Path, models: Path) -> None:

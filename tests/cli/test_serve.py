@@ -8,12 +8,14 @@ import subprocess
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, Outcome
 from tests.service.support import is_ready, wait_until
 
 
-def test_serve_until_ctrl_c(data: Path, models: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_serve_until_it_is_stopped(data: Path, models: Path, number: signal.Signals) -> None:
     image = next((data / CATEGORY / "test" / "good").iterdir())
     command = [str(PROGRAM), "serve", "--models", str(models), "--port", "0", *COMPUTE, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -30,7 +32,7 @@ def test_serve_until_ctrl_c(data: Path, models: Path) -> None:
             assert answer.status_code == 200
             assert (answer.json()["category"], answer.json()["version"]) == (CATEGORY, 1)
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             try:
                 output, errors = process.communicate(timeout=120)
             finally:

@@ -19,6 +19,7 @@ from models.detector import Detector
 from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, TINY, Outcome
+from training.fit import publish
 from training.trainer import CHECKPOINT_FILE, LOG_FILE, Progress
 
 
@@ -92,6 +93,55 @@ def test_train_all(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path
     assert again.result["trained"][0]["version"] == 2
     for name in ("image_threshold", "pixel_threshold"):  # the same seed
         assert again.result["trained"][0][name] == outcome.result["trained"][1][name]
+
+
+@pytest.fixture
+def several(data: Path, tmp_path: Path) -> Path:
+    """Categories a, b, c and d; b holds a broken file."""
+    for name in "abcd":
+        shutil.copytree(data / CATEGORY, tmp_path / "data" / name)
+    (tmp_path / "data" / "b" / "train" / "good" / "zz.png").write_bytes(b"torn")
+    return tmp_path / "data"
+
+
+def test_a_category_that_fails_does_not_stop_the_others(
+    run: Run, several: Path, places: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_in_c(store: ModelStore, detector: Detector, *, activate: bool) -> int:
+        if detector.category == "c":
+            raise ZeroDivisionError("a defect of the program")
+        return publish(store, detector, activate=activate)
+
+    arguments = ("train", "--all", "--data", str(several), *places, "--json", *TINY)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.fit.publish", break_in_c)
+        outcome = run(*arguments)
+    assert outcome.status == 1
+    assert [entry["category"] for entry in outcome.result["trained"]] == ["a", "d"]
+    assert [entry["category"] for entry in outcome.result["failed"]] == ["b", "c"]
+    assert "zz.png" in outcome.result["failed"][0]["error"]
+    assert outcome.result["failed"][1]["error"] == "ZeroDivisionError: a defect of the program"
+    assert outcome.result["error"] == "2 of 4 categories failed: b, c"
+    assert "Traceback" in outcome.errors  # of the defect
+    assert outcome.errors.splitlines()[-1] == "plumbline: 2 of 4 categories failed: b, c"
+    assert ModelStore(tmp_path / "models").categories() == ["a", "d"]
+
+    again = run(*arguments, "--restart")
+    assert again.status == 2  # only an input is wrong
+    assert again.result["error"] == "1 of 4 categories failed: b"
+    assert ModelStore(tmp_path / "models").versions("d") == [1, 2]
+
+
+def test_ctrl_c_stops_all(run: Run, several: Path, places: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def press(bar: TrainingBar, report: Progress) -> None:
+        seen.append(report)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainingBar, "__call__", press)
+    run("train", "--all", "--data", several, *places, "--json", *TINY).assert_refused(130, "resume")
+    assert len(seen) == 1
 
 
 def test_a_broken_file_stops_training_or_is_skipped_and_counted(

@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 from models.artifact import ArtifactError, write_manifest
 from models.calibration import Calibration, OperatingPoint
 from models.densities import KernelDensity, KernelDensityConfiguration
-from models.detector import Detector, DetectorConfiguration, Scan
+from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Scan
 from models.device import DeviceError
 from models.encoders import (
     DensePatchConfiguration,
@@ -116,7 +116,9 @@ def test_a_prediction_holds_together(configuration: DetectorConfiguration) -> No
         assert prediction.score_map.shape == (geometry.grid_size, geometry.grid_size)
         assert prediction.anomaly_map.shape == (geometry.image_size, geometry.image_size)
         assert prediction.score_map.dtype == prediction.anomaly_map.dtype == np.float32
-        assert prediction.image_score == prediction.score_map.max()
+        counted = geometry.windows_of(prediction.placement.content)
+        assert counted.all() or configuration.resize == "letterbox"
+        assert prediction.image_score == prediction.score_map[counted].max()
         assert prediction.p_value == detector.calibration.p_value(prediction.image_score)
         assert prediction.verdict is detector.operating_point.verdict(prediction.image_score)
         assert (prediction.placement.original_height, prediction.placement.original_width) == image.shape[:2]
@@ -158,6 +160,24 @@ def test_a_batch_of_images_of_many_sizes_is_each_by_itself(configuration: Detect
     assert_same(detector.predict(images), alone, 1e-6)
 
 
+@pytest.mark.parametrize("count", [IMAGES_PER_SCAN, IMAGES_PER_SCAN + 1, 2 * IMAGES_PER_SCAN + 3])
+def test_many_images_are_scanned_a_few_at_a_time(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = make()
+    images = [part(90 + k, 60, 40 + k) for k in range(count)]
+    alone = [detector.predict([image])[0] for image in images]
+    batches: list[int] = []
+    maps = Scan.maps
+
+    def counting(scan: Scan, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        batches.append(len(inputs))
+        return maps(scan, inputs)
+
+    monkeypatch.setattr(Scan, "maps", counting)
+    assert_same(detector.predict(images), alone, 1e-6)
+    assert sum(batches) == count
+    assert max(batches) <= IMAGES_PER_SCAN
+
+
 def test_no_images_have_no_predictions() -> None:
     assert make().predict([]) == []
 
@@ -188,6 +208,27 @@ def test_a_defect_is_found_where_it_is_and_changes_nothing_elsewhere(resize: Res
     difference = np.abs(defective.score_map - good.score_map)
     assert difference[~changed].max() <= 1e-6
     assert np.mean(difference[changed] > 1e-6) > 0.5
+
+
+def test_what_only_the_padding_of_a_letterbox_shows_makes_no_verdict() -> None:
+    """A dark edge beside its own reflection is a bar that no part has."""
+    geometry = ScanGeometry(image_size=128)
+    detector = make(SMALL.model_copy(update={"geometry": geometry, "resize": "letterbox"}))
+    image = part(70, 60, 128)
+    image[-3:] = 0
+    [prediction] = detector.predict([image])
+    counted = geometry.windows_of(prediction.placement.content)
+    assert prediction.score_map[~counted].max() > prediction.image_score  # so that the test can fail
+    detector.operating_point = point(prediction.image_score, 9)
+    assert detector.predict([image])[0].verdict is Verdict.GOOD
+    detector.operating_point = point(float(np.nextafter(np.float32(prediction.image_score), np.float32(-9))), 9)
+    [defective] = detector.predict([image])
+    assert defective.verdict is Verdict.DEFECTIVE
+    boxes = [
+        prediction.placement.to_original_box(geometry.window(int(i), int(j)))
+        for i, j in zip(*np.nonzero(prediction.score_map == prediction.image_score), strict=True)
+    ]
+    assert defective.regions[0].box in boxes  # the region is the window that the score is of
 
 
 @configurations

@@ -79,6 +79,43 @@ def test_windows_over_names_exactly_the_windows_that_hold_the_pixel(
     assert (list(rows), list(columns)) == (lying_over, standing_over)
 
 
+def lying_in(geometry: ScanGeometry, content: Box, reach: float) -> set[tuple[int, int]]:
+    """The windows whose centre lies in ``content`` or at most ``reach`` beyond, one by one."""
+    found = set()
+    for i in range(geometry.grid_size):
+        for j in range(geometry.grid_size):
+            y, x = geometry.center(i, j)
+            below = max(content.y - y, y - (content.y + content.height - 1))
+            beside = max(content.x - x, x - (content.x + content.width - 1))
+            if max(below, beside) <= reach:
+                found.add((i, j))
+    return found
+
+
+@given(geometries(), st.data())
+def test_windows_of_an_image_are_those_centred_in_it(geometry: ScanGeometry, data: st.DataObject) -> None:
+    side = geometry.image_size
+    x, y = (data.draw(st.integers(0, side - 1)) for _ in range(2))
+    width, height = data.draw(st.integers(1, side - x)), data.draw(st.integers(1, side - y))
+    content = Box(x=x, y=y, width=width, height=height)
+    counted = {(int(i), int(j)) for i, j in zip(*np.nonzero(geometry.windows_of(content)), strict=True)}
+    assert lying_in(geometry, content, 0) <= counted
+    assert counted == lying_in(geometry, content, geometry.stride / 2)
+
+
+@given(geometries(), st.integers(1, 24), st.booleans())
+def test_an_image_that_lies_in_the_middle_has_a_window_however_thin(
+    geometry: ScanGeometry, height: int, upright: bool
+) -> None:
+    side = geometry.image_size
+    height = min(height, side)
+    start = (side - height) // 2
+    lying = Box(x=0, y=start, width=side, height=height)
+    standing = Box(x=start, y=0, width=height, height=side)
+    assert geometry.windows_of(standing if upright else lying).any()
+    assert geometry.windows_of(Box(x=0, y=0, width=side, height=side)).all()
+
+
 @given(geometries(), st.integers(0, 40))
 def test_windows_of_another_length_are_those_of_an_image_of_that_size(geometry: ScanGeometry, more: int) -> None:
     length = geometry.patch_size + more

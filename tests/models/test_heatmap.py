@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.geometry import ScanGeometry
-from models.heatmap import GaussianUpsampler, image_scores
+from models.geometry import Box, ScanGeometry
+from models.heatmap import GaussianUpsampler, peak_window
 
 PAPER = ScanGeometry()
 SMALL = ScanGeometry(image_size=41, patch_size=16, stride=3)  # one row and column are not scanned
@@ -119,9 +119,18 @@ def test_so_is_a_stride_that_steps_over_pixels() -> None:
         GaussianUpsampler(ScanGeometry(image_size=41, patch_size=16, stride=17))
 
 
-def test_an_image_score_is_its_maps_maximum() -> None:
-    maps = np.stack([random_map(SMALL, seed) for seed in range(5)])
-    np.testing.assert_array_equal(image_scores(torch.from_numpy(maps)).numpy(), maps.reshape(5, -1).max(axis=1))
+@given(seed=st.integers(0, 1000), start=st.integers(0, 15), length=st.integers(10, 26), upright=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_the_peak_is_the_maximum_over_the_windows_of_the_image(
+    seed: int, start: int, length: int, upright: bool
+) -> None:
+    score_map, side = random_map(SMALL, seed), SMALL.image_size
+    whole = Box(x=0, y=0, width=side, height=side)
+    assert score_map[peak_window(score_map, SMALL, whole)] == score_map.max()
+    content = Box(x=start, y=0, width=length, height=side) if upright else Box(x=0, y=start, width=side, height=length)
+    middle = slice(max(0, -(-(start - 9) // 3)), (start + length - 7) // 3 + 1)  # centres 7.5 + 3k, 1.5 of reach
+    band = score_map[:, middle] if upright else score_map[middle]
+    assert score_map[peak_window(score_map, SMALL, content)] == band.max()
 
 
 @pytest.mark.cuda

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.geometry import ScanGeometry
+from models.heatmap import peak_window
 from models.images import Placement, ResizeMode
 from models.prediction import Point, Region
-from models.regions import find_regions, peak_region
+from models.regions import MAX_REGIONS, find_regions, peak_region
 
 GEOMETRY = ScanGeometry()
 SIZE = GEOMETRY.image_size
@@ -103,6 +104,17 @@ def test_a_hole_in_a_region_is_no_part_of_its_area() -> None:
     assert {(point.y, point.x) for point in ring.contour} == {(1, 1), (1, 7), (7, 1), (7, 7)}
 
 
+def test_of_too_many_regions_the_highest_peaks_are_kept() -> None:
+    side = 2 * (MAX_REGIONS + 20)
+    values = np.zeros((side, side), np.float32)
+    values[::2, ::2] = np.random.default_rng(0).permutation(side**2 // 4).reshape(side // 2, side // 2) + 1
+    regions = find_regions(values, 0.5, as_it_is(side))
+    assert len(regions) == MAX_REGIONS
+    assert [region.peak_score for region in regions] == np.sort(values, axis=None)[::-1][:MAX_REGIONS].tolist()
+    for region in regions:
+        assert_region(region, {(region.peak.y, region.peak.x)}, values)
+
+
 # --- in the original image ------------------------------------------------------------------------------------------
 
 
@@ -145,13 +157,19 @@ def test_what_lies_in_the_padding_of_a_letterbox_is_no_region() -> None:
 # --- the peak window ------------------------------------------------------------------------------------------------
 
 
+def peak_of(
+    score_map: NDArray[np.float32], anomaly_map: NDArray[np.float32], geometry: ScanGeometry, placement: Placement
+) -> Region:
+    return peak_region(peak_window(score_map, geometry, placement.content), anomaly_map, geometry, placement)
+
+
 def peak(
     placement: Placement, window: tuple[int, int], geometry: ScanGeometry = GEOMETRY, others: float = 0
 ) -> tuple[Region, NDArray[np.float32]]:
     score_map = np.full((geometry.grid_size, geometry.grid_size), others, np.float32)
     score_map[window] = 1
     anomaly_map = np.random.default_rng(0).random((geometry.image_size, geometry.image_size), dtype=np.float32)
-    return peak_region(score_map, anomaly_map, geometry, placement), anomaly_map
+    return peak_of(score_map, anomaly_map, geometry, placement), anomaly_map
 
 
 @pytest.mark.parametrize("window", [(0, 0), (56, 0), (17, 30), (56, 56)])
@@ -199,7 +217,7 @@ def test_a_score_in_the_padding_of_a_letterbox_is_not_the_peak(width: int, heigh
     middle = GEOMETRY.grid_size // 2
     window = (middle, middle + 9) if width > height else (middle + 9, middle)
     scores[window] = 1
-    region = peak_region(scores, np.zeros((SIZE, SIZE), np.float32), GEOMETRY, placement)
+    region = peak_of(scores, np.zeros((SIZE, SIZE), np.float32), GEOMETRY, placement)
     box = GEOMETRY.window(*window)
     assert region.box == placement.to_original_box(box)
     center_y, center_x = GEOMETRY.center(*window)
@@ -217,7 +235,7 @@ def test_an_image_thinner_than_the_distance_of_two_windows_has_a_peak_too(size: 
     scores = np.zeros((geometry.grid_size, geometry.grid_size), np.float32)
     window = (slice(middle - 1, middle + 2), along) if width > height else (along, slice(middle - 1, middle + 2))
     scores[window] = 1
-    region = peak_region(scores, np.zeros((size, size), np.float32), geometry, placement)
+    region = peak_of(scores, np.zeros((size, size), np.float32), geometry, placement)
     assert_inside(region, placement)
     expected = (geometry.center(along, along)[0] + 0.5) * max(width, height) / size - 0.5
     assert max(region.peak.x, region.peak.y) == pytest.approx(expected, abs=1)

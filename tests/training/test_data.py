@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.images import place_image, read_image, read_mask
-from training.data import DataError, find_categories, load_images, open_dataset, split_calibration
+from models.images import ResizeMode, place_image, place_mask, read_image, read_mask
+from training.data import DataError, find_categories, load_images, load_mask, open_dataset, split_calibration
 
 DATA = Path(os.environ.get("PLUMBLINE_DATA", Path(__file__).parents[2] / "../shared/data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no images in {DATA}; set PLUMBLINE_DATA")
@@ -182,6 +182,28 @@ class TestLoading:
 
     def test_no_images_are_no_error(self) -> None:
         assert load_images([], size=SIZE, mode="squash").images.shape == (0, SIZE, SIZE, 3)
+
+
+class TestMasks:
+    @pytest.mark.parametrize("mode", ["squash", "letterbox"])
+    def test_a_mask_lies_as_its_image_does(self, cap: Path, mode: ResizeMode) -> None:
+        crack, _, good = open_dataset(cap, None).test
+        assert crack.mask is not None
+        mask = np.zeros((20, 30), dtype=np.uint8)
+        mask[5:15, 10:20] = 255
+        Image.fromarray(mask).save(crack.mask)
+        placement = place_image(read_image(crack.path), SIZE, mode)[1]
+        np.testing.assert_array_equal(load_mask(crack, placement), place_mask(mask > 0, SIZE, mode))
+        assert load_mask(good, placement).shape == (SIZE, SIZE)
+        assert not load_mask(good, placement).any()
+
+    def test_a_mask_of_another_size_is_refused(self, cap: Path) -> None:
+        crack = open_dataset(cap, None).test[0]
+        assert crack.mask is not None
+        write_image(crack.mask, shape=(20, 31))
+        placement = place_image(read_image(crack.path), SIZE, "squash")[1]
+        with pytest.raises(DataError, match=r"000_mask\.png is 31x20 pixels but its image .*000\.png is 30x20"):
+            load_mask(crack, placement)
 
 
 def paths_of(group_sizes: Sequence[int]) -> tuple[Path, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from models.densities import KernelDensity
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import ScanGeometry
-from models.images import read_image
+from models.images import ResizeMode, place_image, read_image
 from models.store import ModelStore
 from training.data import DataError, open_dataset
 from training.fit import (
@@ -39,14 +38,6 @@ DETECTOR = DetectorConfiguration(geometry=GEOMETRY, encoder=DensePatchConfigurat
 IMAGES = 12
 HELD_OUT = 3  # a quarter
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_configuration(*, training: dict[str, Any] | None = None, **settings: Any) -> FitConfiguration:
@@ -305,6 +296,20 @@ def test_what_is_published_predicts_what_was_fitted(data: Path, tmp_path: Path) 
     assert loaded.data_fingerprint == dataset.fingerprint()
 
 
+def test_the_fingerprint_is_of_the_images_that_were_trained_on(data: Path, tmp_path: Path) -> None:
+    """Not of what lies there when training ends, nor of files that were passed over."""
+    fingerprint = open_dataset(data, "cap").fingerprint()
+    (data / "zz.png").symlink_to(tmp_path / "gone")
+
+    def change(progress: Progress) -> None:
+        write(data / "000.png", pixels(99))
+        (data / "001.png").unlink(missing_ok=True)
+
+    fitted = run_fit(data, tmp_path / "run", report=change, skip_broken=True)
+    assert fitted.detector.data_fingerprint == fingerprint
+    assert [path.name for path, _ in fitted.skipped] == ["zz.png"]
+
+
 # --- the density and the thresholds -----------------------------------------------------------------------------------
 
 
@@ -352,11 +357,38 @@ def test_the_bank_is_drawn_at_random_and_the_seed_decides(scan: Scan) -> None:
     assert not np.array_equal(bank[:10], bank[10:20])
 
 
-def test_calibration_scores_are_the_maxima_of_each_images_maps(scan: Scan) -> None:
-    images = np.stack([pixels(seed) for seed in range(5)])
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+def test_calibration_scores_are_those_that_the_detector_gives(scan: Scan, resize: ResizeMode) -> None:
+    originals = [pixels(seed)[: 20 + 10 * seed] for seed in range(5)]
+    placed = [place_image(image, GEOMETRY.image_size, resize) for image in originals]
+    images, placements = np.stack([image for image, _ in placed]), [placement for _, placement in placed]
     scan.density.fit(draw_bank(scan, images[:2], 30, seed=0))
-    calibration = calibrate(scan, images[2:])
-    score_maps, anomaly_maps = scan.maps(images[2:])
-    np.testing.assert_allclose(calibration.image_scores, score_maps.max(axis=(1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(calibration.map_maxima, anomaly_maps.max(axis=(1, 2)), rtol=1e-5)
+    calibration = calibrate(scan, images[2:], placements[2:])
+
+    configuration = DETECTOR.model_copy(update={"resize": resize})
+    own = Scan(configuration, scan.encoder, scan.density, CPU)
+    detector = Detector("cap", own, calibration, data_fingerprint="0" * 64)
+    predictions = [detector.predict([image])[0] for image in originals[2:]]
+    assert calibration.image_scores.tolist() == [prediction.image_score for prediction in predictions]
+    for maximum, prediction in zip(calibration.map_maxima, predictions, strict=True):
+        box = prediction.placement.content
+        assert box.height < GEOMETRY.image_size or resize == "squash"
+        inside = prediction.anomaly_map[box.y : box.y + box.height, box.x : box.x + box.width]
+        assert maximum == inside.max()
+    if resize == "squash":  # all that was scanned counts
+        assert calibration.image_scores.tolist() == [prediction.score_map.max() for prediction in predictions]
+        assert calibration.map_maxima.tolist() == [prediction.anomaly_map.max() for prediction in predictions]
     assert len(set(calibration.image_scores)) == 3
+
+
+def test_a_letterboxed_fit_calibrates_on_the_held_out_images_as_they_lie(data: Path, tmp_path: Path) -> None:
+    for index, path in enumerate(sorted(data.iterdir())):  # each lies in its square in its own way
+        shown = np.s_[: 12 + 3 * index] if index % 2 else np.s_[:, : 12 + 3 * index]
+        write(path, read_image(path)[shown])
+    letterbox = DETECTOR.model_copy(update={"resize": "letterbox"})
+    configuration = make_configuration(detector=letterbox, training={"steps": 1})
+    detector = run_fit(data, tmp_path / "run", configuration).detector
+    predictions = [detector.predict([read_image(path)])[0] for path in data.iterdir()]
+    assert set(detector.calibration.image_scores) <= {prediction.image_score for prediction in predictions}
+    maxima = {prediction.placement.crop(prediction.anomaly_map).max() for prediction in predictions}
+    assert set(detector.calibration.map_maxima) <= maxima
