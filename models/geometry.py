@@ -8,9 +8,13 @@ Source: Sohn et al., ICLR 2021, sections 4.2 and B.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Box(BaseModel):
@@ -88,6 +92,8 @@ class ScanGeometry(BaseModel):
         Returns:
             (grid_size, grid_size) bool; all True where the image fills the square.
         """
+        import numpy as np  # here: who reads manifests and lists versions has no use for it
+
         reach = self.stride / 2
         centers = np.array([self.center(k, k)[0] for k in range(self.grid_size)])
         rows = (content.y - reach <= centers) & (centers <= content.y + content.height - 1 + reach)
