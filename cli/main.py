@@ -22,6 +22,7 @@ VERBS = {
     "serve": "serve the active versions over HTTP",
     "models": "list, show, activate and verify trained versions",
     "benchmark": "measure speed on this machine",
+    "data": "fetch a data set of the paper",
 }
 
 
