@@ -8,13 +8,7 @@ Source: Sohn et al., ICLR 2021, sections 4.2 and B.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 class Box(BaseModel):
@@ -83,22 +77,20 @@ class ScanGeometry(BaseModel):
         """Rows and columns of the windows that cover pixel (``y``, ``x``); empty where nothing scans it."""
         return self._covering(y), self._covering(x)
 
-    def windows_of(self, content: Box) -> NDArray[np.bool_]:
-        """The windows that count for an image which covers ``content``: those whose centre lies in it.
+    def windows_of(self, content: Box) -> tuple[range, range]:
+        """Rows and columns of the windows that count for an image which covers ``content``: centred in it.
 
         Half a stride beyond counts as well, half the way to the next window, so that a letter-boxed image has a window
         however thin it lies. Any other window shows mostly padding, which repeats the image, defects and all.
-
-        Returns:
-            (grid_size, grid_size) bool; all True where the image fills the square.
         """
-        import numpy as np  # here: who reads manifests and lists versions has no use for it
+        return self._centred(content.y, content.height), self._centred(content.x, content.width)
 
+    def _centred(self, start: int, length: int) -> range:
         reach = self.stride / 2
-        centers = np.array([self.center(k, k)[0] for k in range(self.grid_size)])
-        rows = (content.y - reach <= centers) & (centers <= content.y + content.height - 1 + reach)
-        columns = (content.x - reach <= centers) & (centers <= content.x + content.width - 1 + reach)
-        return np.outer(rows, columns)
+        inside = [
+            k for k in range(self.grid_size) if start - reach <= self.center(k, k)[0] <= start + length - 1 + reach
+        ]
+        return range(inside[0], inside[-1] + 1) if inside else range(0)
 
     def _covering(self, position: int) -> range:
         first = max(0, -((self.patch_size - 1 - position) // self.stride))

@@ -21,9 +21,10 @@ def peak_window(score_map: NDArray[np.float32], geometry: ScanGeometry, content:
         geometry: the scan's.
         content: where the image lies in the square; only its windows count (``ScanGeometry.windows_of``).
     """
-    counted = np.where(geometry.windows_of(content), score_map, -np.inf)
-    i, j = divmod(int(counted.argmax()), geometry.grid_size)
-    return i, j
+    rows, columns = geometry.windows_of(content)
+    counted = score_map[rows.start : rows.stop, columns.start : columns.stop]
+    i, j = divmod(int(counted.argmax()), len(columns))
+    return rows[i], columns[j]
 
 
 class GaussianUpsampler:

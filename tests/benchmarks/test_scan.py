@@ -55,12 +55,12 @@ def test_figures_of_a_small_image(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dense_scan_that_is_wrong_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.scan.ScanGeometry", lambda: ScanGeometry(image_size=SIDE))
-    forward = DensePatch.features
+    forward = DensePatch.embeddings
 
     def shifted(encoder: DensePatch, images: torch.Tensor) -> torch.Tensor:
         return forward(encoder, images).roll(1, dims=3)
 
-    monkeypatch.setattr(DensePatch, "features", shifted)
+    monkeypatch.setattr(DensePatch, "embeddings", shifted)
     assert measure(CPU, repeats=1)["max_difference"] > 100 * TOLERANCE
 
 

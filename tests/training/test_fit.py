@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -357,6 +358,9 @@ def test_the_bank_is_drawn_at_random_and_the_seed_decides(scan: Scan) -> None:
     assert not np.array_equal(bank[:10], bank[10:20])
 
 
+approx = partial(pytest.approx, rel=0, abs=1e-5)
+
+
 @pytest.mark.parametrize("resize", ["squash", "letterbox"])
 def test_calibration_scores_are_those_that_the_detector_gives(scan: Scan, resize: ResizeMode) -> None:
     originals = [pixels(seed)[: 20 + 10 * seed] for seed in range(5)]
@@ -369,15 +373,18 @@ def test_calibration_scores_are_those_that_the_detector_gives(scan: Scan, resize
     own = Scan(configuration, scan.encoder, scan.density, CPU)
     detector = Detector("cap", own, calibration, data_fingerprint="0" * 64)
     predictions = [detector.predict([image])[0] for image in originals[2:]]
-    assert calibration.image_scores.tolist() == [prediction.image_score for prediction in predictions]
-    for maximum, prediction in zip(calibration.map_maxima, predictions, strict=True):
-        box = prediction.placement.content
-        assert box.height < GEOMETRY.image_size or resize == "squash"
-        inside = prediction.anomaly_map[box.y : box.y + box.height, box.x : box.x + box.width]
-        assert maximum == inside.max()
+    # Float32 sums may round otherwise from one call to the next: the allocator decides how arrays are aligned.
+    assert calibration.image_scores == approx([prediction.image_score for prediction in predictions])
+    insides = [prediction.placement.crop(prediction.anomaly_map) for prediction in predictions]
+    assert calibration.map_maxima == approx([inside.max() for inside in insides])
     if resize == "squash":  # all that was scanned counts
-        assert calibration.image_scores.tolist() == [prediction.score_map.max() for prediction in predictions]
-        assert calibration.map_maxima.tolist() == [prediction.anomaly_map.max() for prediction in predictions]
+        assert calibration.image_scores == approx([prediction.score_map.max() for prediction in predictions])
+        assert calibration.map_maxima == approx([prediction.anomaly_map.max() for prediction in predictions])
+    else:
+        assert all(
+            inside.shape != prediction.anomaly_map.shape
+            for inside, prediction in zip(insides, predictions, strict=True)
+        )
     assert len(set(calibration.image_scores)) == 3
 
 
@@ -389,6 +396,7 @@ def test_a_letterboxed_fit_calibrates_on_the_held_out_images_as_they_lie(data: P
     configuration = make_configuration(detector=letterbox, training={"steps": 1})
     detector = run_fit(data, tmp_path / "run", configuration).detector
     predictions = [detector.predict([read_image(path)])[0] for path in data.iterdir()]
-    assert set(detector.calibration.image_scores) <= {prediction.image_score for prediction in predictions}
-    maxima = {prediction.placement.crop(prediction.anomaly_map).max() for prediction in predictions}
-    assert set(detector.calibration.map_maxima) <= maxima
+    scores = [prediction.image_score for prediction in predictions]
+    maxima = [prediction.placement.crop(prediction.anomaly_map).max() for prediction in predictions]
+    for image_score, maximum in zip(detector.calibration.image_scores, detector.calibration.map_maxima, strict=True):
+        assert any(pair == approx([image_score, maximum]) for pair in zip(scores, maxima, strict=True))

@@ -51,15 +51,6 @@ ROTATION = RotationConfiguration(head_depth=1, head_width=8)
 STEPS = 12
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Sums are rounded by how many threads take part in them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_images(count: int = 5) -> NDArray[np.uint8]:
     """Dark above, bright below, with coloured noise: there is something to learn of either task."""
     random = np.random.default_rng(0)
