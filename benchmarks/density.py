@@ -38,11 +38,11 @@ MODES = (
 def measure(detector: Detector, data: Path, limit: int | None) -> list[dict[str, Any]]:
     """Image and pixel AUROC and the density's milliseconds an image, for each mode and bank size.
 
-    The banks are drawn from the images that the detector was fitted on. The medians of the times are compared within
-    this run only.
+    Of an ensemble, the first member's. The banks are drawn from the images that the detector was fitted on. The medians
+    of the times are compared within this run only.
     """
     dataset = open_dataset(data, detector.category)
-    scan, size = detector.scan, detector.geometry.image_size
+    scan, size = detector.scan.members[0], detector.geometry.image_size
     fit = FitConfiguration.model_validate(detector.training["fit"])
     resize = scan.configuration.resize
     fitting, _ = split_calibration(

@@ -58,6 +58,8 @@ class DetectorConfiguration(BaseModel):
 class Scan:
     """The half of a detector that learns: images to score maps and anomaly maps, before any calibration.
 
+    An ``Ensemble`` of several is used in the same way.
+
     Args:
         configuration: what it is made of.
         encoder: trained; put into evaluation mode.
@@ -76,6 +78,11 @@ class Scan:
         self.device = device
         self.upsample = GaussianUpsampler(configuration.geometry, configuration.sigma, device)
 
+    @property
+    def members(self) -> tuple[Scan, ...]:
+        """The scans whose score maps are averaged: this one alone."""
+        return (self,)
+
     @torch.inference_mode()
     def embed(self, images: NDArray[np.uint8]) -> Tensor:
         """Every window's embedding: (B, S, S, 3) -> (B, h, w, D) unit-norm, on the device."""
@@ -85,12 +92,50 @@ class Scan:
     @torch.inference_mode()
     def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Score maps (B, h, w) and anomaly maps (B, S, S) of inputs (B, S, S, 3); higher is more anomalous."""
-        scores = -self.density.score_map(self.encoder, self.pixels(images))
-        return scores.cpu().numpy(), self.upsample(scores.to(self.device)).cpu().numpy()
+        scores = self.score_maps(self.pixels(images))
+        return scores.cpu().numpy(), self.upsample(scores).cpu().numpy()
+
+    def score_maps(self, pixels: Tensor) -> Tensor:
+        """Score maps (B, h, w) of what ``pixels`` gives, on the device; higher is more anomalous."""
+        return -self.density.score_map(self.encoder, pixels).to(self.device)
 
     def pixels(self, images: NDArray[np.uint8]) -> Tensor:
         """Inputs (B, S, S, 3) as an encoder takes them: (B, 3, S, S) in [0, 1], on the device."""
         return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+
+
+class Ensemble:
+    """Scans of one configuration, learned from other seeds or by other pretext tasks; its score map is their mean.
+
+    Raw scores are averaged, as Sohn et al. do, and need no scaling: one density configuration gives all members' scores
+    one unit, for a kernel density the squared distance between unit vectors, whatever the encoder.
+
+    Args:
+        members: at least one; all of one configuration, on one device.
+    """
+
+    def __init__(self, members: Sequence[Scan]) -> None:
+        self.members = tuple(members)
+        self.configuration = members[0].configuration
+        self.device = members[0].device
+
+    @torch.inference_mode()
+    def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As ``Scan.maps``."""
+        first = self.members[0]
+        pixels = first.pixels(images)
+        scores = torch.stack([member.score_maps(pixels) for member in self.members]).mean(dim=0)
+        return scores.cpu().numpy(), first.upsample(scores).cpu().numpy()
+
+
+def combine(members: Sequence[Scan]) -> Scan | Ensemble:
+    """One scan as it is, several as an ensemble."""
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def member_folder(folder: Path, number: int) -> Path:
+    """Where member ``number`` of an ensemble is kept: the first in the folder itself, as if it were alone."""
+    return folder / f"member_{number}" if number else folder
 
 
 class Detector:
@@ -108,7 +153,7 @@ class Detector:
     def __init__(
         self,
         category: str,
-        scan: Scan,
+        scan: Scan | Ensemble,
         calibration: Calibration,
         operating_point: OperatingPoint | None = None,
         *,
@@ -155,8 +200,7 @@ class Detector:
             "version": self.version,
             "created": self.manifest.created.isoformat() if self.manifest else None,
             "configuration": self.scan.configuration.model_dump(mode="json"),
-            "embedding_dimension": self.scan.encoder.dimension,
-            "density": self.scan.density.facts(),
+            "members": [member.density.facts() for member in self.scan.members],
             "calibration_images": len(self.calibration),
             "operating_point": self.operating_point.model_dump(mode="json"),
             "false_reject_rate_interval": self.calibration.rate_interval(rate),
@@ -167,9 +211,12 @@ class Detector:
 
     def save(self, folder: Path, version: int | None = None) -> None:
         """Write the artifact into ``folder``, which exists and is empty."""
-        state = {name: tensor.cpu().contiguous() for name, tensor in self.scan.encoder.state_dict().items()}
-        save_file(state, folder / ENCODER_FILE)
-        self.scan.density.save(folder)
+        for number, member in enumerate(self.scan.members):
+            place = member_folder(folder, number)
+            place.mkdir(exist_ok=True)
+            state = {name: tensor.cpu().contiguous() for name, tensor in member.encoder.state_dict().items()}
+            save_file(state, place / ENCODER_FILE)
+            member.density.save(place)
         scores = {"image_scores": self.calibration.image_scores, "map_maxima": self.calibration.map_maxima}
         save_arrays(scores, folder / CALIBRATION_FILE)
         write_manifest(
@@ -198,9 +245,13 @@ class Detector:
         try:
             configuration = DetectorConfiguration.model_validate(manifest.configuration["detector"])
             operating_point = OperatingPoint.model_validate(manifest.configuration["operating_point"])
-            encoder = create_encoder(configuration.encoder, configuration.geometry)
-            encoder.load_state_dict(load_file(folder / ENCODER_FILE))
-            density = create_density(configuration.density, target).restore(folder)
+            members = []
+            for number in range(sum(name.endswith(ENCODER_FILE) for name in manifest.files) or 1):
+                place = member_folder(folder, number)
+                encoder = create_encoder(configuration.encoder, configuration.geometry)
+                encoder.load_state_dict(load_file(place / ENCODER_FILE))
+                density = create_density(configuration.density, target).restore(place)
+                members.append(Scan(configuration, encoder, density, target))
             calibration = Calibration(**load_arrays(folder / CALIBRATION_FILE))
         except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise ArtifactError(
@@ -210,7 +261,7 @@ class Detector:
         training = manifest.configuration.get("training")
         detector = cls(
             manifest.category,
-            Scan(configuration, encoder, density, target),
+            combine(members),
             calibration,
             operating_point,
             data_fingerprint=manifest.data_fingerprint,

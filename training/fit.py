@@ -11,15 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from models.calibration import Calibration, threshold_rank
 from models.densities import create_density
-from models.detector import Detector, DetectorConfiguration, Scan
+from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine, member_folder
 from models.heatmap import peak_window
 from models.images import Placement
 from models.store import ModelStore
 from training.data import DataError, Dataset, load_images, split_calibration
+from training.pretext import PretextConfiguration
 from training.trainer import Progress, Trainer, TrainingConfiguration
 
 SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
@@ -31,6 +32,8 @@ class FitConfiguration(BaseModel):
     Attributes:
         detector: encoder, density, geometry.
         training: stage 1.
+        ensemble: members of each pretext task, of the seeds ``training.seed``, ``training.seed + 1``, ...
+        pretexts: pretext tasks of further members, such as other distribution augmentations.
         bank_size: embeddings the density keeps, the same number from every image, drawn at random.
         calibration_fraction: share of the good images held out for the thresholds.
         group_pattern: a regular expression whose first group, in a file name, names the part or lot; images of one
@@ -42,10 +45,32 @@ class FitConfiguration(BaseModel):
 
     detector: DetectorConfiguration = DetectorConfiguration()
     training: TrainingConfiguration = TrainingConfiguration()
+    ensemble: int = Field(default=1, ge=1)
+    pretexts: tuple[PretextConfiguration, ...] = ()
     bank_size: int = Field(default=4096, ge=1)
     calibration_fraction: float = Field(default=0.25, gt=0, lt=1)
     group_pattern: str | None = None
     false_reject_rate: float | None = Field(default=None, gt=0, lt=1)
+
+    @field_validator("pretexts")
+    @classmethod
+    def _members_differ(
+        cls, pretexts: tuple[PretextConfiguration, ...], info: ValidationInfo
+    ) -> tuple[PretextConfiguration, ...]:
+        training = info.data.get("training")
+        every = [*pretexts, training.pretext] if training else pretexts
+        if any(every.count(pretext) > 1 for pretext in every):
+            raise ValueError("members of an ensemble differ in their pretext task or its settings; one is there twice")
+        return pretexts
+
+    @property
+    def members(self) -> tuple[TrainingConfiguration, ...]:
+        """Stage 1 of every member of the ensemble; of one, where it is none."""
+        return tuple(
+            self.training.model_copy(update={"pretext": pretext, "seed": self.training.seed + number})
+            for pretext in (self.training.pretext, *self.pretexts)
+            for number in range(self.ensemble)
+        )
 
 
 class Fitted(NamedTuple):
@@ -68,7 +93,8 @@ def fit(
     """Train a detector of ``dataset``'s good images.
 
     Args:
-        folder: the run's folder; a checkpoint that lies there is resumed.
+        folder: the run's folder; a checkpoint that lies there is resumed. An ensemble's members are trained one after
+            the other, all but the first in a folder of its own below; one whose checkpoint is finished is only read.
         skip_broken: pass over files that cannot be read.
         stage: told what is being done.
         report: told how stage 1 goes.
@@ -103,14 +129,7 @@ def fit(
         except ValueError as error:
             raise DataError(str(error)) from error
     images, calibration_images = loaded.images[~held_out], loaded.images[held_out]
-    trainer = Trainer(configuration.training, settings.encoder, settings.geometry, images, device, folder)
-    trainer.resume()
-    stage(f"stage 1: {configuration.training.pretext.name}, from step {trainer.step} of {configuration.training.steps}")
-    encoder = trainer.run(report)
-    stage(f"stage 2: a bank of {configuration.bank_size} embeddings")
-    density = create_density(settings.density, device)
-    scan = Scan(settings, encoder, density, device)
-    density.fit(draw_bank(scan, images, configuration.bank_size, configuration.training.seed))
+    scan = _learn(configuration, images, device, folder, stage, report)
     stage(f"calibration on {len(calibration_images)} held-out good images")
     calibration = calibrate(scan, calibration_images, list(compress(loaded.placements, held_out)))
     skipped = [*dataset.skipped, *loaded.skipped]
@@ -129,6 +148,41 @@ def fit(
     return Fitted(detector, skipped)
 
 
+def _learn(
+    configuration: FitConfiguration,
+    images: NDArray[np.uint8],
+    device: torch.device,
+    folder: Path,
+    stage: Callable[[str], None],
+    report: Callable[[Progress], None] | None,
+) -> Scan | Ensemble:
+    """Both stages of every member, one after the other."""
+    settings = configuration.detector
+    trainings = configuration.members
+    folders = [member_folder(folder, number) for number in range(len(trainings))]
+
+    def prepared(training: TrainingConfiguration, place: Path) -> Trainer:
+        trainer = Trainer(training, settings.encoder, settings.geometry, images, device, place)
+        trainer.resume()
+        return trainer
+
+    if len(trainings) > 1:  # what does not fit is refused now, not after hours of the other members' training
+        for training, place in zip(trainings, folders, strict=True):
+            prepared(training, place)
+    members = []
+    for number, (training, place) in enumerate(zip(trainings, folders, strict=True), start=1):
+        which = f"member {number} of {len(trainings)}, " if len(trainings) > 1 else ""
+        trainer = prepared(training, place)
+        stage(f"{which}stage 1: {training.pretext.name}, from step {trainer.step} of {training.steps}")
+        encoder = trainer.run(report)
+        stage(f"{which}stage 2: a bank of {configuration.bank_size} embeddings")
+        density = create_density(settings.density, device)
+        member = Scan(settings, encoder, density, device)
+        density.fit(draw_bank(member, images, configuration.bank_size, training.seed))
+        members.append(member)
+    return combine(members)
+
+
 def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int, seed: int) -> NDArray[np.float32]:
     """About ``size`` embeddings, the same number from random windows of every image: (n, D)."""
     random = np.random.default_rng(seed)
@@ -141,7 +195,7 @@ def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int, seed: int) -> ND
     return np.concatenate(parts)
 
 
-def calibrate(scan: Scan, images: NDArray[np.uint8], placements: Sequence[Placement]) -> Calibration:
+def calibrate(scan: Scan | Ensemble, images: NDArray[np.uint8], placements: Sequence[Placement]) -> Calibration:
     """Scores of good images that neither the encoder nor the density has seen.
 
     Args:

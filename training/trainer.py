@@ -153,7 +153,7 @@ class Trainer:
             return False
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
             raise TrainingError(f"{path} is damaged and cannot be resumed; remove it to start afresh") from error
         if state["identity"] != self._identity:
             raise TrainingSettingsError(

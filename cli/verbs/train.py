@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import time
 import traceback
@@ -55,6 +56,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stage.add_argument("--learning-rate", type=float)
     stage.add_argument("--precision", choices=("auto", "float32", "bfloat16"))
     stage.add_argument("--seed", type=int)
+    stage.add_argument(
+        "--ensemble",
+        type=positive_integer,
+        metavar="N",
+        help="train N members, of the seeds from --seed on; their scores are averaged",
+    )
+    stage.add_argument(
+        "--member",
+        nargs="+",
+        action="append",
+        metavar="SETTING=VALUE",
+        help="a further member (or N) whose pretext task differs in these settings; may be repeated",
+    )
     calibration = parser.add_argument_group("calibration")
     calibration.add_argument("--calibration-fraction", type=float, help="share of the good images held out")
     calibration.add_argument("--group-pattern", help="regular expression; its first group names the part or lot")
@@ -117,8 +131,9 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
         "density": _given(mode=options.density_mode, neighbours=options.neighbours),
         **_given(resize=options.resize, sigma=options.sigma),
     }
+    pretext = _given(name=options.pretext or "cutpaste", light=options.light)
     training = _given(
-        pretext=_given(name=options.pretext or "cutpaste", light=options.light),
+        pretext=pretext,
         steps=options.steps,
         batch_size=options.batch_size,
         crop_patches=options.crop_patches,
@@ -131,8 +146,24 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
         calibration_fraction=options.calibration_fraction,
         group_pattern=options.group_pattern,
         false_reject_rate=options.false_reject_rate,
+        ensemble=options.ensemble,
+        pretexts=[_changed(pretext, settings) for settings in options.member or ()],
     )
     return FitConfiguration.model_validate({"detector": detector, "training": training, **rest})
+
+
+def _changed(pretext: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """A pretext task's settings with others in their place: ``SETTING=VALUE``, the value in JSON or plain text."""
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--member {setting!r} is no SETTING=VALUE, such as head_depth=2")
+        try:
+            changes[name] = json.loads(text)
+        except ValueError:
+            changes[name] = text
+    return changes if changes.get("name", pretext["name"]) != pretext["name"] else {**pretext, **changes}
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -142,6 +173,7 @@ def _given(**values: Any) -> dict[str, Any]:
 def _train(
     category: str, configuration: FitConfiguration, device: torch.device, options: argparse.Namespace
 ) -> dict[str, Any]:
+    from models.detector import member_folder
     from models.store import ModelStore, check_category_name
     from training.data import open_dataset
     from training.fit import fit, publish
@@ -150,11 +182,17 @@ def _train(
     check_category_name(category)
     dataset = open_dataset(options.data, category, skip_broken=options.skip_broken)
     folder: Path = options.runs / category
-    checkpoint = folder / CHECKPOINT_FILE
-    if checkpoint.exists() and not options.resume:
+    ours = {member_folder(folder, number) / CHECKPOINT_FILE for number in range(len(configuration.members))}
+    found = set(folder.rglob(CHECKPOINT_FILE))
+    if found and not options.resume:
         if not options.restart:
             raise UsageError(f"{folder} holds an interrupted run: go on with it (--resume) or discard it (--restart)")
         shutil.rmtree(folder)
+    elif found - ours:
+        raise UsageError(
+            f"{folder} holds an interrupted ensemble of more members; name them all again (--ensemble, --member), or "
+            "discard it (--restart)"
+        )
     started = time.monotonic()
     with training_bar() as bar:
         detector, skipped = fit(
@@ -169,7 +207,8 @@ def _train(
     for path, reason in skipped:
         say(f"skipped {path}: {reason}")
     version = publish(ModelStore(options.models), detector, activate=not options.no_activate)
-    checkpoint.unlink()
+    for checkpoint in ours:
+        checkpoint.unlink()
     point = detector.operating_point
     low, high = detector.calibration.rate_interval(point.false_reject_rate)
     say(

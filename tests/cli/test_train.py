@@ -45,7 +45,7 @@ def test_train_publishes_an_active_version(trained: Outcome, desk: Path) -> None
     assert detector.training["fit"]["training"]["steps"] == 6
     assert detector.training["fit"]["training"]["batch_size"] == 4
     assert detector.training["fit"]["bank_size"] == 200
-    assert detector.scan.encoder.feature_dimension == 8 * 2
+    assert detector.scan.members[0].encoder.feature_dimension == 8 * 2
 
 
 def test_every_option_reaches_the_configuration(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:

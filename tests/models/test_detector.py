@@ -138,13 +138,13 @@ def test_a_prediction_holds_together(configuration: DetectorConfiguration) -> No
 def test_scores_are_the_slow_definition(configuration: DetectorConfiguration) -> None:
     """Each window cut out and embedded by itself, and a float64 sum over its distances to the bank."""
     detector = make(configuration)
-    density, geometry = detector.scan.density, configuration.geometry
+    density, geometry = detector.scan.members[0].density, configuration.geometry
     assert isinstance(density, KernelDensity)
     image = part(50, 70, 110)
     placed, _ = place_image(image, geometry.image_size, configuration.resize)
     pixels = torch.from_numpy(placed.transpose(2, 0, 1).astype(np.float32) / 255)[None]
     with torch.inference_mode():
-        embeddings = encode_per_window(detector.scan.encoder, pixels)[0].flatten(1).T.double().numpy()
+        embeddings = encode_per_window(detector.scan.members[0].encoder, pixels)[0].flatten(1).T.double().numpy()
     bank = density._index.reconstruct_n(0, density.samples).astype(np.float64)
     kept = density.configuration.neighbours if density.configuration.mode == "neighbours" else density.samples
     scores = []
@@ -259,7 +259,7 @@ def test_a_good_part_below_the_pixel_threshold_has_no_region() -> None:
 
 def test_an_encoder_that_gives_no_numbers_passes_no_part() -> None:
     detector = detector_of(learn(SMALL))
-    next(detector.scan.encoder.parameters()).data.fill_(math.nan)
+    next(detector.scan.members[0].encoder.parameters()).data.fill_(math.nan)
     with pytest.raises(ValueError, match="finite"):
         detector.predict([part(50, 60, 60)])
 
@@ -361,7 +361,7 @@ def test_a_configuration_of_another_build_is_refused(tmp_path: Path) -> None:
 
 def test_weights_of_another_build_are_refused(tmp_path: Path) -> None:
     detector = detector_of(learn(SMALL))
-    detector.scan.encoder = create_encoder(DensePatchConfiguration(width=5), SMALL.geometry)
+    detector.scan.members[0].encoder = create_encoder(DensePatchConfiguration(width=5), SMALL.geometry)
     with pytest.raises(ArtifactError, match=r"(?s)not what this build reads.*stem"):
         Detector.load(saved(detector, tmp_path / "artifact"), "cpu")
 

@@ -90,7 +90,7 @@ def test_categories(client: httpx.Client, detector: Detector) -> None:
     assert details.items() >= summary.items()
     point = detector.operating_point
     assert details["detector"]["operating_point"]["image_threshold"] == point.image_threshold
-    assert details["detector"]["density"]["samples"] == detector.scan.density.samples
+    assert [member["samples"] for member in details["detector"]["members"]] == [512]
 
 
 def test_metrics_count(client: httpx.Client) -> None:

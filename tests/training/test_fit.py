@@ -88,11 +88,11 @@ def run_fit(data: Path, folder: Path, configuration: FitConfiguration | None = N
 
 def learned(detector: Detector) -> dict[str, torch.Tensor]:
     """All that the training images, and only they, decide: the encoder, the bank and gamma."""
-    assert isinstance(detector.scan.density, KernelDensity)
+    assert isinstance(detector.scan.members[0].density, KernelDensity)
     return {
-        **detector.scan.encoder.state_dict(),
-        "bank": detector.scan.density._bank,
-        **detector.scan.density.state(),
+        **detector.scan.members[0].encoder.state_dict(),
+        "bank": detector.scan.members[0].density._bank,
+        **detector.scan.members[0].density.state(),
     }
 
 
