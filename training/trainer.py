@@ -18,12 +18,13 @@ from typing import Any, Literal, NamedTuple, TextIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
 from models.encoders import Encoder, EncoderConfiguration, create_encoder
 from models.geometry import ScanGeometry
-from training.pretext import CutPasteConfiguration, PretextConfiguration, create_pretext
+from training.presets import PRESETS
+from training.pretext import CutPasteConfiguration, InstanceConfiguration, PretextConfiguration, create_pretext
 
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "log.jsonl"
@@ -43,6 +44,8 @@ class TrainingInterrupted(Exception):
 
 class TrainingConfiguration(BaseModel):
     """Settings of stage 1. Optimizer: SGD with momentum and one cosine cycle of the learning rate down to 0.
+
+    A pretext task has defaults of its own for what fits it (``PRESETS``); what is given wins.
 
     Attributes:
         steps: optimizer steps.
@@ -66,6 +69,25 @@ class TrainingConfiguration(BaseModel):
     seed: int = Field(default=0, ge=0)
     checkpoint_seconds: float = Field(default=60, gt=0)
     log_steps: int = Field(default=10, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "pretext" not in given:
+            return given
+        pretext = given["pretext"]
+        name = pretext.get("name") if isinstance(pretext, dict) else getattr(pretext, "name", None)
+        return {**PRESETS.get(name, {}), **given} if isinstance(name, str) else given
+
+    @field_validator("crop_patches")
+    @classmethod
+    def _one_window_a_crop(cls, crop_patches: int, info: ValidationInfo) -> int:
+        pretext = info.data.get("pretext")
+        if crop_patches > 1 and isinstance(pretext, InstanceConfiguration):
+            raise ValueError(
+                f"{pretext.name} tells crops from each other, so it takes one window of each: accepted is 1"
+            )
+        return crop_patches
 
 
 class Progress(NamedTuple):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, PartlyFailed, UsageError, exit_status, sentence
 from cli.options import add_common, add_data, add_models, positive_integer
+from cli.overrides import add_set, apply
 from cli.progress import say, training_bar
 
 if TYPE_CHECKING:
@@ -48,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--resize", choices=("squash", "letterbox"), help="how an image becomes square")
     model.add_argument("--sigma", type=float, help="of the heatmap's Gaussian, in pixels")
     stage = parser.add_argument_group("training")
-    stage.add_argument("--pretext", choices=("cutpaste", "rotation"), help="self-supervised task")
+    stage.add_argument(
+        "--pretext",
+        choices=("contrastive", "cutpaste", "distribution_augmented", "rotation"),
+        help="self-supervised task (default: cutpaste); it decides the defaults of the options below",
+    )
     stage.add_argument("--light", type=float, help="cutpaste: how much the lighting of good parts varies, 0 to 1")
     stage.add_argument("--steps", type=positive_integer)
     stage.add_argument("--batch-size", type=positive_integer, help="crops a step")
@@ -73,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     calibration.add_argument("--calibration-fraction", type=float, help="share of the good images held out")
     calibration.add_argument("--group-pattern", help="regular expression; its first group names the part or lot")
     calibration.add_argument("--false-reject-rate", type=float, help="share of good parts to reject (default: 0.01)")
+    add_set(parser)
     add_common(parser)
 
 
@@ -149,7 +155,9 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
         ensemble=options.ensemble,
         pretexts=[_changed(pretext, settings) for settings in options.member or ()],
     )
-    return FitConfiguration.model_validate({"detector": detector, "training": training, **rest})
+    values = {"detector": detector, "training": training, **rest}
+    apply(options.assignments, values, FitConfiguration)
+    return FitConfiguration.model_validate(values)
 
 
 def _changed(pretext: dict[str, Any], settings: list[str]) -> dict[str, Any]:

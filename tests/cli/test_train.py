@@ -81,6 +81,27 @@ def test_light_reaches_cutpaste(run: Run, data: Path, places: tuple[str, ...], t
     assert (pretext["name"], pretext["light"]) == ("cutpaste", 0.7)
 
 
+def test_a_pretext_task_brings_its_own_settings_and_options_win(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path
+) -> None:
+    given = ("--width", "2", "--steps", "2", "--learning-rate", "0.02", "--bank-size", "200", *COMPUTE)
+    outcome = run("train", CATEGORY, "--data", data, *places, "--pretext", "contrastive", *given)
+    assert outcome.status == 0, outcome.errors
+    manifest = json.loads((ModelStore(tmp_path / "models").folder(CATEGORY, 1) / "manifest.json").read_text())
+    training = manifest["configuration"]["training"]["fit"]["training"]
+    assert training["pretext"]["name"] == "contrastive"
+    assert (training["batch_size"], training["crop_patches"]) == (32, 1)
+    assert (training["steps"], training["learning_rate"]) == (2, 0.02)
+
+
+def test_a_crop_of_many_windows_is_refused_for_a_contrastive_task(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path
+) -> None:
+    arguments = ("--pretext", "contrastive", "--crop-patches", "2", *COMPUTE)
+    run("train", CATEGORY, "--data", data, *places, *arguments).assert_refused(2, "crop_patches", "contrastive", "1")
+    assert not any(tmp_path.iterdir())
+
+
 def test_train_all(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
     both = tmp_path / "data"
     for name in ("cap", "lid"):

@@ -8,12 +8,21 @@ from pydantic import Field
 
 from models.geometry import ScanGeometry
 from training.pretext.base import PretextResult, PretextTask
+from training.pretext.contrastive import (
+    Contrastive,
+    ContrastiveConfiguration,
+    DistributionAugmentedConfiguration,
+)
 from training.pretext.cutpaste import CutPaste, CutPasteConfiguration
 from training.pretext.rotation import Rotation, RotationConfiguration
 
 __all__ = [
+    "Contrastive",
+    "ContrastiveConfiguration",
     "CutPaste",
     "CutPasteConfiguration",
+    "DistributionAugmentedConfiguration",
+    "InstanceConfiguration",
     "PretextConfiguration",
     "PretextResult",
     "PretextTask",
@@ -22,18 +31,18 @@ __all__ = [
     "create_pretext",
 ]
 
-PretextConfiguration = Annotated[CutPasteConfiguration | RotationConfiguration, Field(discriminator="name")]
+InstanceConfiguration = ContrastiveConfiguration | DistributionAugmentedConfiguration
+"""Tasks that tell crops from each other: they take one window a crop."""
+
+AnyPretext = InstanceConfiguration | CutPasteConfiguration | RotationConfiguration
+PretextConfiguration = Annotated[AnyPretext, Field(discriminator="name")]
 
 
-def create_pretext(
-    configuration: CutPasteConfiguration | RotationConfiguration,
-    *,
-    dimension: int,
-    crop_size: int,
-    geometry: ScanGeometry,
-) -> PretextTask:
+def create_pretext(configuration: AnyPretext, *, dimension: int, crop_size: int, geometry: ScanGeometry) -> PretextTask:
     """The task that the configuration describes, for features (B, dimension, h, w) of (B, 3, crop_size, crop_size)."""
     match configuration:
+        case ContrastiveConfiguration() | DistributionAugmentedConfiguration():
+            return Contrastive(configuration, dimension, crop_size)
         case CutPasteConfiguration():
             return CutPaste(configuration, dimension, crop_size, geometry)
         case RotationConfiguration():

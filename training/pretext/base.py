@@ -42,16 +42,16 @@ class PretextTask(nn.Module):
         raise NotImplementedError
 
 
-def projection_head(dimension: int, depth: int, width: int, outputs: int) -> nn.Sequential:
+def projection_head(dimension: int, depth: int, width: int, outputs: int, *, bias: bool = True) -> nn.Sequential:
     """``depth`` times (linear, batch norm, ReLU), then a linear layer: g of section A.4, which has 512 x 8.
 
-    Maps (n, dimension) to (n, outputs); with depth 0 it is the linear layer alone.
+    Maps (n, dimension) to (n, outputs); with depth 0 it is the linear layer alone. ``bias`` is the last layer's.
     """
     layers: list[nn.Module] = []
     for _ in range(depth):
         layers += [nn.Linear(dimension, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
         dimension = width
-    return nn.Sequential(*layers, nn.Linear(dimension, outputs))
+    return nn.Sequential(*layers, nn.Linear(dimension, outputs, bias=bias))
 
 
 def window_vectors(features: Tensor) -> Tensor:
