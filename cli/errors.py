@@ -44,7 +44,7 @@ def exit_status(error: BaseException) -> int | None:
         return WRONG_INPUT
     if _room_missing(error):
         return WRONG_INPUT
-    if names & {"DataError", "SettingsError", "DeviceError", "SyntheticError", "TrainingSettingsError"}:
+    if names & {"DataError", "SettingsError", "DeviceError", "SyntheticError", "TrainingSettingsError", "WeightsError"}:
         return WRONG_INPUT
     if isinstance(error, ArtifactError | OSError) or "TrainingError" in names:
         return FAILED

@@ -35,13 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--restart", action="store_true", help="throw an interrupted run away and begin anew")
     parser.add_argument("--no-activate", action="store_true", help="publish without making the version the active one")
     model = parser.add_argument_group("model")
-    model.add_argument("--encoder", choices=("dense_patch", "resnet18_patch"), help="default: dense_patch")
+    model.add_argument(
+        "--encoder", choices=("dense_patch", "pretrained_patch", "resnet18_patch"), help="default: dense_patch"
+    )
     model.add_argument("--image-size", type=positive_integer, help="side of the square that is scanned (default: 256)")
     model.add_argument(
         "--patch-size", type=positive_integer, help="side of a window (default: 32); the image's makes it one window"
     )
     model.add_argument("--stride", type=positive_integer, help="pixels between windows (default: 4)")
     model.add_argument("--stem", choices=("cifar", "imagenet"), help="resnet18_patch's first layers (default: cifar)")
+    model.add_argument(
+        "--backbone",
+        choices=("mobilenet_v2", "resnet18", "wide_resnet50_2"),
+        help="pretrained_patch's network, with ImageNet's weights (default: mobilenet_v2)",
+    )
     model.add_argument("--width", type=positive_integer, help="channels of dense_patch's first stage")
     model.add_argument("--density-mode", choices=("exact", "neighbours"), help="sum over the bank, or the nearest only")
     model.add_argument("--neighbours", type=positive_integer, help="how many, in that mode")
@@ -133,7 +140,12 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
 
     detector = {
         "geometry": _given(image_size=options.image_size, patch_size=options.patch_size, stride=options.stride),
-        "encoder": _given(name=options.encoder or "dense_patch", width=options.width, stem=options.stem),
+        "encoder": _given(
+            name=options.encoder or "dense_patch",
+            width=options.width,
+            stem=options.stem,
+            backbone=options.backbone,
+        ),
         "density": _given(mode=options.density_mode, neighbours=options.neighbours),
         **_given(resize=options.resize, sigma=options.sigma),
     }

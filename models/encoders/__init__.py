@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.encoders.base import Encoder, encode_per_window, extract_windows
 from models.encoders.dense_patch import DensePatch, Embedding
+from models.encoders.pretrained_patch import Backbone, PretrainedPatch, WeightsError
 from models.encoders.resnet18_patch import ResNet18Patch
 from models.geometry import ScanGeometry
 
@@ -16,8 +17,11 @@ __all__ = [
     "DensePatchConfiguration",
     "Encoder",
     "EncoderConfiguration",
+    "PretrainedPatch",
+    "PretrainedPatchConfiguration",
     "ResNet18Patch",
     "ResNet18PatchConfiguration",
+    "WeightsError",
     "create_encoder",
     "encode_per_window",
     "extract_windows",
@@ -34,6 +38,15 @@ class DensePatchConfiguration(BaseModel):
     embedding: Embedding = "stages"
 
 
+class PretrainedPatchConfiguration(BaseModel):
+    """``backbone``: a network of torchvision's, with its ImageNet weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["pretrained_patch"] = "pretrained_patch"
+    backbone: Backbone = "mobilenet_v2"
+
+
 class ResNet18PatchConfiguration(BaseModel):
     """``stem``: the paper's for patches of 32 and 64 pixels, or ImageNet's (7x7, stride 2, pooled) for larger."""
 
@@ -43,15 +56,16 @@ class ResNet18PatchConfiguration(BaseModel):
     stem: Literal["cifar", "imagenet"] = "cifar"
 
 
-EncoderConfiguration = Annotated[DensePatchConfiguration | ResNet18PatchConfiguration, Field(discriminator="name")]
+AnyEncoder = DensePatchConfiguration | PretrainedPatchConfiguration | ResNet18PatchConfiguration
+EncoderConfiguration = Annotated[AnyEncoder, Field(discriminator="name")]
 
 
-def create_encoder(
-    configuration: DensePatchConfiguration | ResNet18PatchConfiguration, geometry: ScanGeometry
-) -> Encoder:
+def create_encoder(configuration: AnyEncoder, geometry: ScanGeometry) -> Encoder:
     """An encoder with random weights, as the configuration describes it."""
     match configuration:
         case DensePatchConfiguration():
             return DensePatch(geometry, configuration.width, configuration.embedding)
+        case PretrainedPatchConfiguration():
+            return PretrainedPatch(geometry, configuration.backbone)
         case ResNet18PatchConfiguration():
             return ResNet18Patch(geometry, configuration.stem)

@@ -19,10 +19,13 @@ class Encoder(nn.Module):
         geometry: patch size and stride that the encoder was built for; its image size does not bind it.
         dimension: length D of an embedding.
         feature_dimension: length F of ``features``.
+        independent_windows: whether an embedding depends on its window alone, so that the scan is the run window by
+            window.
     """
 
     dimension: int
     feature_dimension: int
+    independent_windows: bool = True
 
     def __init__(self, geometry: ScanGeometry) -> None:
         super().__init__()
@@ -64,7 +67,7 @@ def extract_windows(images: Tensor, geometry: ScanGeometry) -> Tensor:
 
 
 def encode_per_window(encoder: Encoder, images: Tensor, batch_size: int = 1024) -> Tensor:
-    """The scan, window by window: the slow definition that a dense forward pass must equal.
+    """The scan, window by window: the slow definition that a scan of independent windows must equal.
 
     Args:
         encoder: in evaluation mode, or the batch norm sees each batch of windows by itself.

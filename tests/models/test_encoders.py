@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import pytest
@@ -30,14 +30,20 @@ TOLERANCE = 1e-5  # of the dense scan's promise, in float32
 SETTINGS: dict[type, dict[str, Any]] = {DensePatchConfiguration: {"width": 4}}
 WIDE: dict[type, dict[str, Any]] = {DensePatchConfiguration: {"width": 32}}  # enough that every pixel finds a live path
 SMALL = (PATCH, PATCH + 5)
-SIZES = {DensePatchConfiguration: (131, 97, 64, PATCH)}
+SIZES: dict[type, tuple[int, ...]] = {DensePatchConfiguration: (131, 97, 64, PATCH)}
 
 REGISTRY = get_args(get_args(EncoderConfiguration)[0])
+# Those whose embeddings depend on their windows alone, and which therefore promise that the scan is the run by windows.
+INDEPENDENT = [kind for kind in REGISTRY if create_encoder(kind(), GEOMETRY).independent_windows]
 names = pytest.mark.parametrize("configuration", REGISTRY, ids=[kind().name for kind in REGISTRY])
-names_and_sizes = pytest.mark.parametrize(
-    ("configuration", "size"),
-    [pytest.param(kind, size, id=f"{kind().name}-{size}") for kind in REGISTRY for size in SIZES.get(kind, SMALL)],
-)
+independent = pytest.mark.parametrize("configuration", INDEPENDENT, ids=[kind().name for kind in INDEPENDENT])
+
+
+def with_sizes(kinds: Sequence[type]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("configuration", "size"),
+        [pytest.param(kind, size, id=f"{kind().name}-{size}") for kind in kinds for size in SIZES.get(kind, SMALL)],
+    )
 
 
 def build(configuration: type, **settings: Any) -> Encoder:
@@ -112,7 +118,7 @@ def test_the_registry_makes_an_encoder_by_its_name(configuration: type) -> None:
     assert parsed == configuration()
 
 
-@names_and_sizes
+@with_sizes(REGISTRY)
 def test_one_unit_embedding_per_window(configuration: type, size: int) -> None:
     encoder = build(configuration)
     with torch.inference_mode():
@@ -123,7 +129,7 @@ def test_one_unit_embedding_per_window(configuration: type, size: int) -> None:
 
 
 @weights
-@names_and_sizes
+@with_sizes(INDEPENDENT)
 def test_the_dense_scan_is_the_run_window_by_window(
     configuration: type, size: int, weights: Callable[[Encoder], None]
 ) -> None:
@@ -134,7 +140,7 @@ def test_the_dense_scan_is_the_run_window_by_window(
         assert largest_difference(encoder(images), encode_per_window(encoder, images)) <= TOLERANCE
 
 
-@names
+@independent
 def test_so_it_is_for_a_batch_of_images_that_are_not_square(configuration: type) -> None:
     encoder = build(configuration)
     perturbed(encoder)
@@ -145,7 +151,7 @@ def test_so_it_is_for_a_batch_of_images_that_are_not_square(configuration: type)
         assert largest_difference(dense, encode_per_window(encoder, images, batch_size=5)) <= TOLERANCE
 
 
-@names
+@independent
 def test_so_it_is_in_the_memory_layout_that_a_detector_uses(configuration: type) -> None:
     encoder = build(configuration)
     perturbed(encoder)
@@ -175,7 +181,7 @@ def test_so_it_is_for_the_papers_image() -> None:
 
 
 @pytest.mark.cuda
-@names
+@independent
 def test_so_it_is_on_cuda(configuration: type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     encoder = build(configuration)
@@ -188,7 +194,7 @@ def test_so_it_is_on_cuda(configuration: type, monkeypatch: pytest.MonkeyPatch) 
         assert largest_difference(dense.cpu(), encoder.to("cpu")(images.cpu())) <= TOLERANCE
 
 
-@names
+@independent
 def test_an_embedding_sees_its_window_and_all_of_it(configuration: type) -> None:
     encoder = build(configuration, **WIDE.get(configuration, {}))
     image = random_images(1, PATCH + STRIDE).requires_grad_()
@@ -199,7 +205,7 @@ def test_an_embedding_sees_its_window_and_all_of_it(configuration: type) -> None
     assert torch.equal((gradient != 0).any(dim=1)[0], expected)
 
 
-@names
+@independent
 def test_a_changed_pixel_changes_exactly_the_windows_over_it(configuration: type) -> None:
     encoder = build(configuration, **WIDE.get(configuration, {}))
     geometry = ScanGeometry(image_size=PATCH + STRIDE + 1)  # 2 x 2 windows; the last row and column are not scanned
