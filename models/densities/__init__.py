@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated
 
-from models.densities.base import Density, paper_gamma
+import torch
+from pydantic import Field
+
+from models.densities.base import Density
+from models.densities.gaussian import (
+    GaussianDensity,
+    GaussianDensityConfiguration,
+    GaussianMixture,
+    GaussianMixtureConfiguration,
+)
 from models.densities.kde import KernelDensity, KernelDensityConfiguration
+from models.densities.kernel import paper_gamma
+from models.densities.nearest_neighbours import NearestNeighbours, NearestNeighboursConfiguration
+from models.densities.one_class_svm import OneClassSVM, OneClassSVMConfiguration
 
 __all__ = [
     "Density",
     "DensityConfiguration",
+    "GaussianDensity",
+    "GaussianDensityConfiguration",
+    "GaussianMixture",
+    "GaussianMixtureConfiguration",
     "KernelDensity",
     "KernelDensityConfiguration",
+    "NearestNeighbours",
+    "NearestNeighboursConfiguration",
+    "OneClassSVM",
+    "OneClassSVMConfiguration",
     "create_density",
     "paper_gamma",
 ]
 
-DensityConfiguration = KernelDensityConfiguration
+DensityConfiguration = Annotated[
+    KernelDensityConfiguration
+    | OneClassSVMConfiguration
+    | GaussianDensityConfiguration
+    | GaussianMixtureConfiguration
+    | NearestNeighboursConfiguration,
+    Field(discriminator="name"),
+]
 
 
 def create_density(configuration: DensityConfiguration, device: torch.device | str = "cpu") -> Density:
@@ -24,3 +51,11 @@ def create_density(configuration: DensityConfiguration, device: torch.device | s
     match configuration:
         case KernelDensityConfiguration():
             return KernelDensity(configuration, device)
+        case OneClassSVMConfiguration():
+            return OneClassSVM(configuration, device)
+        case GaussianDensityConfiguration():
+            return GaussianDensity(configuration, device)
+        case GaussianMixtureConfiguration():
+            return GaussianMixture(configuration, device)
+        case NearestNeighboursConfiguration():
+            return NearestNeighbours(configuration, device)

@@ -17,14 +17,14 @@ from torch import Tensor
 from models.encoders import Encoder
 
 DENSITY_FILE = "density.safetensors"
-GAMMA_NUMERATOR = 10.0  # the paper's bandwidth: ten times scikit-learn's "scale"
 NOT_FINITE = "embeddings must be finite; found NaN or infinity"
 
 
 class Density(ABC):
     """A one-class classifier on embeddings (Sohn et al., section 3.2); higher scores are more normal.
 
-    Subclasses implement ``_fit``, ``scores`` and ``_restore``, and keep in ``state`` all that they have learned.
+    Subclasses implement ``_fit``, which returns the arrays that it learned, ``_prepare``, which makes them ready to
+    score, and ``scores``. What was restored is prepared as what was fitted is, so that it scores the same.
 
     Args:
         configuration: its settings; a subclass has a class of its own for them.
@@ -33,13 +33,18 @@ class Density(ABC):
     Attributes:
         dimension: length D of an embedding; 0 before ``fit``.
         samples: embeddings that it was fitted on.
+        state: the arrays that it has learned, by name, on the CPU.
+        fewest_samples: embeddings that ``fit`` takes at least.
     """
+
+    fewest_samples = 1
 
     def __init__(self, configuration: BaseModel, device: torch.device | str = "cpu") -> None:
         self.configuration = configuration
         self.device = torch.device(device)
         self.dimension = 0
         self.samples = 0
+        self.state: dict[str, Tensor] = {}
 
     def fit(self, X: NDArray[np.float32]) -> Self:
         """Learn from ``X``.
@@ -55,9 +60,20 @@ class Density(ABC):
             raise ValueError(f"expected embeddings (n, D), not an array of shape {X.shape}")
         if not np.isfinite(X).all():
             raise ValueError(NOT_FINITE)
-        self._fit(X)
-        self.samples, self.dimension = X.shape
+        self.check_samples(len(X))
+        samples, dimension = map(torch.tensor, X.shape)
+        self._adopt({"samples": samples, "dimension": dimension, **self._fit(X)})
         return self
+
+    def check_samples(self, count: int) -> None:
+        """Refuse a number of embeddings that ``fit`` would refuse.
+
+        Raises:
+            ValueError: if ``count`` is below ``fewest_samples``.
+        """
+        if count < self.fewest_samples:
+            name, fewest = type(self).__name__, self.fewest_samples
+            raise ValueError(f"{name} as it is set needs at least {fewest} embeddings, not {count}")
 
     def score_samples(self, X: NDArray[np.float32] | Tensor) -> NDArray[np.float32]:
         """Scores of embeddings.
@@ -90,45 +106,40 @@ class Density(ABC):
 
     @abstractmethod
     def scores(self, queries: Tensor) -> Tensor:
-        """Scores (n,) of embeddings (n, D), float32 on the device; differentiable where the classifier is."""
+        """Scores (n,) of embeddings (n, D), float32 on the device; differentiable in the embeddings."""
 
     def facts(self) -> dict[str, Any]:
-        """What it has learned that a person would ask for, ready for JSON."""
-        return {"samples": self.samples, "dimension": self.dimension}
+        """The numbers among what it has learned, ready for JSON."""
+        return {name: tensor.item() for name, tensor in self.state.items() if tensor.ndim == 0}
 
     def save(self, folder: Path) -> None:
         """Write what it has learned into ``folder``."""
-        shape = {"samples": torch.tensor(self.samples), "dimension": torch.tensor(self.dimension)}
-        state = {name: tensor.cpu().contiguous() for name, tensor in {**shape, **self.state()}.items()}
-        save_file(state, folder / DENSITY_FILE)
+        save_file(self.state, folder / DENSITY_FILE)
 
     def restore(self, folder: Path) -> Self:
         """Take back what ``save`` wrote."""
-        state = load_file(folder / DENSITY_FILE)
-        self.samples, self.dimension = int(state["samples"]), int(state["dimension"])
-        self._restore(state, folder)
+        self._adopt(load_file(folder / DENSITY_FILE))
         return self
 
-    @abstractmethod
-    def _fit(self, X: NDArray[np.float32]) -> None:
-        """Learn from (N, D) finite embeddings."""
+    def _adopt(self, state: Mapping[str, Tensor]) -> None:
+        self._prepare(state)
+        self.state = dict(state)
+        self.samples, self.dimension = int(state["samples"]), int(state["dimension"])
 
     @abstractmethod
-    def state(self) -> Mapping[str, Tensor]:
-        """The arrays that it has learned, by name; ``samples`` and ``dimension`` are kept beside them."""
+    def _fit(self, X: NDArray[np.float32]) -> dict[str, Tensor]:
+        """What it learns from (N, D) finite embeddings, by name: contiguous tensors on the CPU."""
 
     @abstractmethod
-    def _restore(self, state: Mapping[str, Tensor], folder: Path) -> None:
-        """Take back ``state``; ``folder`` is where files of the classifier's own lie."""
+    def _prepare(self, state: Mapping[str, Tensor]) -> None:
+        """Make what ``_fit`` returned ready to score with, on the device."""
 
 
-def paper_gamma(X: NDArray[np.float32]) -> float:
-    """The paper's inverse kernel width, 10 / (D Var(X)), Var over all entries of (N, D) (eq. 6, section A.1).
+def refuse_constant(X: NDArray[np.float32]) -> None:
+    """Refuse embeddings (N, D) that do not vary: they say nothing of how far a query may lie from them.
 
     Raises:
-        ValueError: if X is constant; gamma would be infinite.
+        ValueError: if all embeddings are the same.
     """
-    variance = float(X.var(dtype=np.float64))
-    if variance == 0:
-        raise ValueError("the embeddings are all the same: gamma = 10 / (D Var) does not exist; set gamma")
-    return float(GAMMA_NUMERATOR / (X.shape[1] * variance))
+    if not np.ptp(X, axis=0).any():
+        raise ValueError("the embeddings are all the same: nothing can be learned of how good parts vary")

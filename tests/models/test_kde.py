@@ -16,24 +16,12 @@ from scipy.special import logsumexp
 from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 
 from models.densities import KernelDensity, KernelDensityConfiguration
-from models.densities.kde import BANK_TILE, QUERY_TILE
+from models.densities.kernel import CENTRE_TILE, QUERY_TILE
+from tests.models.embeddings import squared_distances, unit_vectors
 
 TOLERANCE = 1e-5
 EXACT, NEIGHBOURS = "exact", "neighbours"
 modes = pytest.mark.parametrize("mode", [EXACT, NEIGHBOURS])
-
-
-def unit_vectors(count: int, dimension: int, seed: int, spread: float = 0.5) -> NDArray[np.float32]:
-    """Unit vectors around a common direction, as embeddings are."""
-    random = np.random.default_rng(seed)
-    vectors = 1 + spread * random.standard_normal((count, dimension))
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors.astype(np.float32)
-
-
-def squared_distances(queries: NDArray[np.float32], bank: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n, N), a row at a time and in float64, by differences: nothing cancels."""
-    return np.stack([np.square(bank.astype(np.float64) - query).sum(axis=1) for query in queries])
 
 
 def oracle(queries: NDArray[np.float32], bank: NDArray[np.float32], gamma: float) -> NDArray[np.float64]:
@@ -51,7 +39,13 @@ def density(mode: str = EXACT, **settings: Any) -> KernelDensity:
 
 @pytest.mark.parametrize(
     ("queries", "bank", "dimension"),
-    [(1, 1, 2), (7, 100, 16), (QUERY_TILE + 1, BANK_TILE + 37, 64), (33, BANK_TILE - 1, 512), (5, 2 * BANK_TILE, 8)],
+    [
+        (1, 1, 2),
+        (7, 100, 16),
+        (QUERY_TILE + 1, CENTRE_TILE + 37, 64),
+        (33, CENTRE_TILE - 1, 512),
+        (5, 2 * CENTRE_TILE, 8),
+    ],
 )
 @pytest.mark.parametrize("spread", [0.05, 1.0])
 def test_exact_mode_is_the_sum_over_the_whole_bank(queries: int, bank: int, dimension: int, spread: float) -> None:
@@ -124,24 +118,13 @@ def test_repeating_the_bank_changes_no_exact_score(times: int) -> None:
 
 @modes
 def test_the_order_of_the_bank_does_not_matter(mode: str) -> None:
-    X, Q = unit_vectors(BANK_TILE + 200, 24, 0), unit_vectors(50, 24, 1)
+    X, Q = unit_vectors(CENTRE_TILE + 200, 24, 0), unit_vectors(50, 24, 1)
     shuffled = np.random.default_rng(2).permutation(X)
     np.testing.assert_allclose(
         density(mode, gamma=10).fit(shuffled).score_samples(Q),
         density(mode, gamma=10).fit(X).score_samples(Q),
         atol=2e-6,
     )
-
-
-@modes
-def test_a_score_does_not_depend_on_the_queries_beside_it(mode: str) -> None:
-    X, Q = unit_vectors(300, 24, 0), unit_vectors(2 * QUERY_TILE + 3, 24, 1)
-    kde = density(mode).fit(X)
-    together = kde.score_samples(Q)
-    parts = [kde.score_samples(part) for part in np.split(Q, [1, 20, QUERY_TILE + 5])]
-    np.testing.assert_allclose(np.concatenate(parts), together, rtol=0, atol=2e-6)
-    order = np.random.default_rng(2).permutation(len(Q))
-    np.testing.assert_allclose(kde.score_samples(Q[order]), together[order], rtol=0, atol=2e-6)
 
 
 @modes
@@ -180,65 +163,6 @@ def test_far_queries_keep_finite_scores_in_order(mode: str) -> None:
     assert (np.diff(scores) < 0).all()
 
 
-# --- what it takes --------------------------------------------------------------------------------------------------
-
-
-@modes
-def test_tensors_and_arrays_of_any_layout_score_alike(mode: str) -> None:
-    X, Q = unit_vectors(90, 12, 0), unit_vectors(30, 12, 1)
-    kde = density(mode).fit(np.asfortranarray(X))
-    expected = kde.score_samples(Q)
-    for same in (torch.from_numpy(Q), torch.from_numpy(np.ascontiguousarray(Q.T)).T, np.asfortranarray(Q)):
-        np.testing.assert_allclose(kde.score_samples(same), expected, rtol=0, atol=2e-6)
-
-
-@modes
-def test_no_queries_have_no_scores(mode: str) -> None:
-    assert density(mode).fit(unit_vectors(20, 4, 0)).score_samples(np.empty((0, 4), np.float32)).shape == (0,)
-
-
-BAD_BANKS = {
-    "empty": np.empty((0, 4), np.float32),
-    "no dimensions": np.empty((4, 0), np.float32),
-    "one vector": np.ones(4, np.float32),
-    "a map": np.ones((2, 2, 4), np.float32),
-    "NaN": np.array([[1, 2], [np.nan, 1]], np.float32),
-    "infinite": np.array([[1, 2], [np.inf, 1]], np.float32),
-    "constant": np.full((9, 3), 0.1, np.float32),
-}
-
-
-@pytest.mark.parametrize("bank", BAD_BANKS.values(), ids=BAD_BANKS.keys())
-def test_fit_refuses_what_is_no_bank(bank: NDArray[np.float32]) -> None:
-    with pytest.raises(ValueError, match=r"expected embeddings \(n, D\)|must be finite|all the same"):
-        density().fit(bank)
-
-
-@modes
-@pytest.mark.parametrize("kind", ["array", "tensor"])
-@pytest.mark.parametrize(
-    ("queries", "reason"),
-    [
-        (np.ones((3, 5), np.float32), r"\(n, 4\), not \(3, 5\)"),
-        (np.ones(4, np.float32), "not"),
-        (np.array([[0, 0, 0, np.nan]], np.float32), "finite"),
-        (np.array([[0, np.inf, 0, 0]], np.float32), "finite"),
-    ],
-    ids=["wrong dimension", "one vector", "NaN", "infinite"],
-)
-def test_score_samples_refuses_what_cannot_be_scored(
-    mode: str, kind: str, queries: NDArray[np.float32], reason: str
-) -> None:
-    kde = density(mode).fit(unit_vectors(20, 4, 0))
-    with pytest.raises(ValueError, match=reason):
-        kde.score_samples(queries if kind == "array" else torch.from_numpy(queries))
-
-
-def test_scoring_before_fit_says_so() -> None:
-    with pytest.raises(RuntimeError, match="call fit first"):
-        density().score_samples(unit_vectors(2, 4, 0))
-
-
 @pytest.mark.parametrize("settings", [{"mode": "linear"}, {"neighbours": 0}, {"gamma": 0}, {"gamma": -1}, {"k": 3}])
 def test_a_wrong_configuration_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -249,38 +173,18 @@ def test_a_wrong_configuration_is_refused(settings: dict[str, Any]) -> None:
 
 
 @modes
-def test_a_saved_density_scores_the_same_to_the_last_bit(mode: str, tmp_path: Path) -> None:
-    X, Q = unit_vectors(BANK_TILE + 11, 24, 0), unit_vectors(70, 24, 1)
-    kde = density(mode).fit(X)
-    kde.save(tmp_path)
-    loaded = KernelDensity(kde.configuration).restore(tmp_path)
-    assert (loaded.samples, loaded.dimension, loaded.gamma) == (len(X), 24, kde.gamma)
-    np.testing.assert_array_equal(loaded.score_samples(Q), kde.score_samples(Q))
-
-
-@modes
 def test_the_bank_is_held_once(mode: str, tmp_path: Path) -> None:
     kde = density(mode).fit(unit_vectors(50, 24, 0))
     kde.save(tmp_path)
     for held in (kde, KernelDensity(kde.configuration).restore(tmp_path)):
-        held._bank[7] = 0.25
-        np.testing.assert_array_equal(held._index.reconstruct(7), np.full(24, 0.25, np.float32))
-
-
-def test_fit_again_replaces_the_bank_and_keeps_no_hold_on_the_callers_array() -> None:
-    X, other, Q = unit_vectors(50, 24, 0), unit_vectors(60, 24, 3), unit_vectors(9, 24, 1)
-    kde = density().fit(X)
-    kde.fit(other)
-    expected = density().fit(other.copy()).score_samples(Q)
-    other[:] = 0
-    assert kde.samples == 60
-    np.testing.assert_array_equal(kde.score_samples(Q), expected)
+        held.bank.vectors[7] = 0.25
+        np.testing.assert_array_equal(held.bank._index.reconstruct(7), np.full(24, 0.25, np.float32))
 
 
 @pytest.mark.cuda
 @modes
 def test_cuda_scores_as_the_cpu_does(mode: str, tmp_path: Path) -> None:
-    X, Q = unit_vectors(BANK_TILE + 37, 512, 0), unit_vectors(QUERY_TILE + 1, 512, 1)
+    X, Q = unit_vectors(CENTRE_TILE + 37, 512, 0), unit_vectors(QUERY_TILE + 1, 512, 1)
     kde = density(mode).fit(X)
     on_cuda = KernelDensity(kde.configuration, "cuda").fit(X)
     expected = kde.score_samples(Q)

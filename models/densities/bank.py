@@ -1,0 +1,104 @@
+"""The bank: the embeddings that a density keeps, on a FAISS index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import faiss
+import faiss.contrib.torch_utils  # lets FAISS search tensors where they lie, on the GPU too
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.densities.base import Density
+
+BANK_FILE = "bank.faiss"
+GPU_NEIGHBOURS = 2048  # FAISS on a GPU finds no more; the CPU does
+DIFFERENCES = 2**19  # entries of the differences to neighbours held at once: 2 MB, which a cache holds
+
+
+class Bank:
+    """Embeddings on a FAISS flat index (exact search), held once where scores are computed.
+
+    FAISS on a GPU is not safe to call from two threads, even to read: a bank there has one owner.
+
+    Args:
+        index: a flat L2 index of the embeddings.
+        device: where scores are computed.
+
+    Attributes:
+        vectors: the embeddings, (N, D) on the device; on the CPU a view of the index's own memory.
+    """
+
+    def __init__(self, index: Any, device: torch.device) -> None:
+        self._index = index
+        memory = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+        self.vectors = torch.from_numpy(memory).to(device)
+        on_gpu = device.type == "cuda" and faiss.get_num_gpus() > 0
+        self._resources = faiss.StandardGpuResources() if on_gpu else None
+
+    @classmethod
+    def of(cls, X: NDArray[np.float32], device: torch.device) -> Self:
+        """A bank of the embeddings (N, D)."""
+        index = faiss.IndexFlatL2(X.shape[1])
+        index.add(X)
+        return cls(index, device)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Self:
+        """The bank that ``save`` wrote."""
+        return cls(faiss.read_index(str(folder / BANK_FILE)), device)
+
+    def save(self, folder: Path) -> None:
+        """Write the index into ``folder``."""
+        faiss.write_index(self._index, str(folder / BANK_FILE))
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def squared_distances(self, queries: Tensor, count: int) -> Tensor:
+        """Squared distances of queries (n, D) to their ``count`` nearest embeddings: (n, count).
+
+        They are FAISS's. Where a gradient is asked for, they are computed again from the neighbours that it found: the
+        distances are differentiable in the queries, which embeddings are the nearest is not.
+        """
+        distances, neighbours = self._search(queries.detach().contiguous(), count)
+        if not queries.requires_grad:
+            return distances.clamp_min(0)  # rounding can put it just below
+        rows = max(1, DIFFERENCES // (count * queries.shape[1]))
+        parts = zip(torch.split(queries, rows), torch.split(neighbours, rows), strict=True)
+        return torch.cat([(part[:, None] - self.vectors[nearest]).square().sum(dim=2) for part, nearest in parts])
+
+    def _search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Squared distances to the nearest embeddings, and which they are: (n, count) each, on the device."""
+        if self._resources is not None and count <= GPU_NEIGHBOURS:
+            device = self.vectors.device.index
+            found = faiss.knn_gpu(self._resources, queries, self.vectors, count, device=device)
+        else:
+            found = self._index.search(queries.cpu(), count)
+        distances, neighbours = (tensor.to(self.vectors.device) for tensor in found)
+        return distances, neighbours
+
+
+class BankDensity(Density):
+    """A density whose score is computed from the embeddings that it was fitted on.
+
+    Attributes:
+        bank: they; from ``fit`` on.
+    """
+
+    bank: Bank
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        self.bank.save(folder)
+
+    def restore(self, folder: Path) -> Self:
+        self.bank = Bank.load(folder, self.device)
+        return super().restore(folder)
+
+    def _fit(self, X: NDArray[np.float32]) -> dict[str, Tensor]:
+        self.bank = Bank.of(X, self.device)
+        return {}
