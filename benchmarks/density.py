@@ -1,4 +1,4 @@
-"""Which density mode, and how large a bank: AUROC and time of each on a trained encoder and real images.
+"""Which density, and how large a bank: AUROC and time of each on a trained encoder and real images.
 
 python -m benchmarks.density CATEGORY --data DATA --models MODELS
 """
@@ -16,7 +16,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities import (
+    Density,
+    DensityConfiguration,
+    GaussianDensityConfiguration,
+    GaussianMixtureConfiguration,
+    KernelDensityConfiguration,
+    NearestNeighboursConfiguration,
+    OneClassSVMConfiguration,
+    create_density,
+)
 from models.detector import Detector, Scan
 from models.device import set_threads
 from models.heatmap import peak_window
@@ -28,15 +37,21 @@ from training.fit import FitConfiguration, draw_bank
 from training.metrics import RankedPixels, auroc
 
 BANK_SIZES = (1024, 4096, 8192, 32768)
-MODES = (
+DENSITIES: tuple[DensityConfiguration, ...] = (
     KernelDensityConfiguration(mode="exact"),
-    KernelDensityConfiguration(mode="neighbours", neighbours=1),
     KernelDensityConfiguration(mode="neighbours", neighbours=32),
+    NearestNeighboursConfiguration(neighbours=1),
+    GaussianDensityConfiguration(),
+    GaussianMixtureConfiguration(),
+    OneClassSVMConfiguration(kernel="linear"),
+    OneClassSVMConfiguration(kernel="rbf"),
 )
 
 
-def measure(detector: Detector, data: Path, limit: int | None) -> list[dict[str, Any]]:
-    """Image and pixel AUROC and the density's milliseconds an image, for each mode and bank size.
+def measure(
+    detector: Detector, data: Path, limit: int | None = None, bank_sizes: Sequence[int] = BANK_SIZES
+) -> list[dict[str, Any]]:
+    """Image and pixel AUROC, seconds to fit and milliseconds an image, for each density and bank size.
 
     Of an ensemble, the first member's. The banks are drawn from the images that the detector was fitted on. The medians
     of the times are compared within this run only.
@@ -48,7 +63,7 @@ def measure(detector: Detector, data: Path, limit: int | None) -> list[dict[str,
     fitting, _ = split_calibration(
         dataset.train, fraction=fit.calibration_fraction, seed=fit.training.seed, group_pattern=fit.group_pattern
     )
-    bank = draw_bank(scan, load_images(fitting, size=size, mode=resize).images, max(BANK_SIZES), fit.training.seed)
+    bank = draw_bank(scan, load_images(fitting, size=size, mode=resize).images, max(bank_sizes), fit.training.seed)
     np.random.default_rng(fit.training.seed).shuffle(bank)
     samples = dataset.test if limit is None else dataset.test[:: -(-len(dataset.test) // limit)]
     loaded = load_images([sample.path for sample in samples], size=size, mode=resize)
@@ -57,18 +72,20 @@ def measure(detector: Detector, data: Path, limit: int | None) -> list[dict[str,
     )
     embeddings = [scan.embed(image[None]).flatten(0, 2).clone() for image in loaded.images]
     rows = []
-    for mode in MODES:
-        for count in BANK_SIZES:
-            density = KernelDensity(mode, scan.device).fit(bank[:count])
-            row = {"mode": mode.mode, "neighbours": mode.neighbours if mode.mode == "neighbours" else None}
-            rows.append({**row, "bank": density.samples, **_score(scan, density, embeddings, masks, loaded.placements)})
+    for count in bank_sizes:
+        for configuration in DENSITIES:
+            density, start = create_density(configuration, scan.device), time.perf_counter()
+            density.fit(bank[:count])
+            fitted = {"bank": density.samples, "fit_seconds": time.perf_counter() - start}
+            scored = _score(scan, density, embeddings, masks, loaded.placements)
+            rows.append({"density": configuration.model_dump(mode="json"), **fitted, **scored})
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def _score(
     scan: Scan,
-    density: KernelDensity,
+    density: Density,
     embeddings: list[torch.Tensor],
     masks: NDArray[np.bool_],
     placements: Sequence[Placement],
@@ -101,13 +118,14 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="most test images, taken at even distances")
+    parser.add_argument("--bank-sizes", type=int, nargs="+", default=BANK_SIZES)
     options = parser.parse_args()
     set_threads(options.threads)
     store = ModelStore(options.models)
     version = store.active(options.category)
     if version is None:
         parser.error(f"{options.category} has no active version")
-    measure(Detector.load(store.folder(options.category, version)), options.data, options.limit)
+    measure(Detector.load(store.folder(options.category, version)), options.data, options.limit, options.bank_sizes)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from models.artifact import ArtifactError
 from models.images import ImageError
@@ -54,15 +55,20 @@ def exit_status(error: BaseException) -> int | None:
 def sentence(error: BaseException) -> str:
     """One line for standard error."""
     if isinstance(error, ValidationError):
-        return "; ".join(
-            f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {problem['msg']}"
-            for problem in error.errors()
-        )
+        return "; ".join(map(_problem, error.errors()))
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if _room_missing(error):
         return f"{error}: this is a serving image, without what trains; use a full installation"
     return str(error)
+
+
+def _problem(problem: ErrorDetails) -> str:
+    """What a configuration class says of one value."""
+    path = list(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"{'.'.join(path[:-1])} has no setting {path[-1]!r} (given: {problem['input']!r})"
+    return f"{'.'.join(path)} is {problem['input']!r}: {problem['msg']}"
 
 
 def _room_missing(error: BaseException) -> bool:

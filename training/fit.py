@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from models.calibration import Calibration, threshold_rank
 from models.densities import create_density
 from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine, member_folder
+from models.geometry import ScanGeometry
 from models.heatmap import peak_window
 from models.images import Placement
 from models.store import ModelStore
 from training.data import DataError, Dataset, load_images, split_calibration
 from training.pretext import PretextConfiguration
-from training.trainer import Progress, Trainer, TrainingConfiguration
+from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingError
 
 SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
 
@@ -34,7 +35,7 @@ class FitConfiguration(BaseModel):
         training: stage 1.
         ensemble: members of each pretext task, of the seeds ``training.seed``, ``training.seed + 1``, ...
         pretexts: pretext tasks of further members, such as other distribution augmentations.
-        bank_size: embeddings the density keeps, the same number from every image, drawn at random.
+        bank_size: embeddings the density is fitted on, the same number from every image, drawn at random.
         calibration_fraction: share of the good images held out for the thresholds.
         group_pattern: a regular expression whose first group, in a file name, names the part or lot; images of one
             part or lot are never on both sides of the split.
@@ -100,8 +101,9 @@ def fit(
         report: told how stage 1 goes.
 
     Raises:
-        DataError: on images that cannot be read, or too few of them.
-        TrainingError, TrainingInterrupted: see ``Trainer.run``.
+        DataError: on images that cannot be read, or too few of them for what is asked.
+        TrainingError, TrainingInterrupted: see ``Trainer.run``; also where the density cannot learn from embeddings,
+            such as those of an encoder that has collapsed.
     """
     settings = configuration.detector
     stage(f"reading {len(dataset.train)} good images")
@@ -123,12 +125,14 @@ def fit(
     )
     chosen = set(calibration_paths)
     held_out = np.array([path in chosen for path in loaded.paths])
-    if configuration.false_reject_rate is not None:
-        try:  # before hours of training, not after
-            threshold_rank(len(calibration_paths), configuration.false_reject_rate)
-        except ValueError as error:
-            raise DataError(str(error)) from error
     images, calibration_images = loaded.images[~held_out], loaded.images[held_out]
+    bank = len(images) * windows_of_each(settings.geometry, len(images), configuration.bank_size)
+    try:  # before hours of training, not after
+        create_density(settings.density).check_samples(bank)
+        if configuration.false_reject_rate is not None:
+            threshold_rank(len(calibration_images), configuration.false_reject_rate)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     scan = _learn(configuration, images, device, folder, stage, report)
     stage(f"calibration on {len(calibration_images)} held-out good images")
     calibration = calibrate(scan, calibration_images, list(compress(loaded.placements, held_out)))
@@ -175,22 +179,30 @@ def _learn(
         trainer = prepared(training, place)
         stage(f"{which}stage 1: {training.pretext.name}, from step {trainer.step} of {training.steps}")
         encoder = trainer.run(report)
-        stage(f"{which}stage 2: a bank of {configuration.bank_size} embeddings")
+        stage(f"{which}stage 2: {settings.density.name} on a bank of {configuration.bank_size} embeddings")
         density = create_density(settings.density, device)
         member = Scan(settings, encoder, density, device)
-        density.fit(draw_bank(member, images, configuration.bank_size, training.seed))
+        try:
+            density.fit(draw_bank(member, images, configuration.bank_size, training.seed))
+        except ValueError as error:
+            raise TrainingError(f"{settings.density.name} cannot be fitted: {error}") from error
         members.append(member)
     return combine(members)
+
+
+def windows_of_each(geometry: ScanGeometry, images: int, size: int) -> int:
+    """How many windows of every image make a bank of about ``size`` embeddings: at least one, at most all."""
+    return min(geometry.grid_size**2, max(1, round(size / images)))
 
 
 def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int, seed: int) -> NDArray[np.float32]:
     """About ``size`` embeddings, the same number from random windows of every image: (n, D)."""
     random = np.random.default_rng(seed)
-    windows = scan.configuration.geometry.grid_size**2
-    count = min(windows, max(1, round(size / len(images))))
+    geometry = scan.configuration.geometry
+    count = windows_of_each(geometry, len(images), size)
     parts = []
     for image in images:
-        chosen = torch.from_numpy(random.choice(windows, count, replace=False)).to(scan.device)
+        chosen = torch.from_numpy(random.choice(geometry.grid_size**2, count, replace=False)).to(scan.device)
         parts.append(scan.embed(image[None]).flatten(0, 2)[chosen].cpu().numpy())
     return np.concatenate(parts)
 

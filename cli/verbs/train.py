@@ -50,9 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pretrained_patch's network, with ImageNet's weights (default: mobilenet_v2)",
     )
     model.add_argument("--width", type=positive_integer, help="channels of dense_patch's first stage")
-    model.add_argument("--density-mode", choices=("exact", "neighbours"), help="sum over the bank, or the nearest only")
-    model.add_argument("--neighbours", type=positive_integer, help="how many, in that mode")
-    model.add_argument("--bank-size", type=positive_integer, help="embeddings the density keeps")
+    model.add_argument(
+        "--density", metavar="NAME", help="one-class classifier (default: kernel_density); the README lists them"
+    )
+    model.add_argument(
+        "--density-mode", choices=("exact", "neighbours"), help="kernel_density: sum over the bank, or the nearest only"
+    )
+    model.add_argument("--neighbours", type=positive_integer, help="how many nearest embeddings a score looks at")
+    model.add_argument("--kernel", choices=("rbf", "linear"), help="of one_class_svm (default: rbf)")
+    model.add_argument("--components", type=positive_integer, help="Gaussians of gaussian_mixture (default: 4)")
+    model.add_argument("--bank-size", type=positive_integer, help="embeddings the density is fitted on (default: 4096)")
     model.add_argument("--resize", choices=("squash", "letterbox"), help="how an image becomes square")
     model.add_argument("--sigma", type=float, help="of the heatmap's Gaussian, in pixels")
     stage = parser.add_argument_group("training")
@@ -136,8 +143,16 @@ def _train_all(
 
 
 def _configuration(options: argparse.Namespace) -> FitConfiguration:
+    from models.detector import DetectorConfiguration
     from training.fit import FitConfiguration
 
+    density = _given(
+        name=options.density or DetectorConfiguration().density.name,
+        mode=options.density_mode,
+        neighbours=options.neighbours,
+        kernel=options.kernel,
+        components=options.components,
+    )
     detector = {
         "geometry": _given(image_size=options.image_size, patch_size=options.patch_size, stride=options.stride),
         "encoder": _given(
@@ -146,7 +161,7 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
             stem=options.stem,
             backbone=options.backbone,
         ),
-        "density": _given(mode=options.density_mode, neighbours=options.neighbours),
+        "density": density,
         **_given(resize=options.resize, sigma=options.sigma),
     }
     pretext = _given(name=options.pretext or "cutpaste", light=options.light)
@@ -169,7 +184,12 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
     )
     values = {"detector": detector, "training": training, **rest}
     apply(options.assignments, values, FitConfiguration)
-    return FitConfiguration.model_validate(values)
+    configuration = FitConfiguration.model_validate(values)
+    if options.neighbours and getattr(configuration.detector.density, "mode", None) == "exact":
+        raise UsageError(
+            "--neighbours has no use in the exact mode, a sum over the bank: add --density-mode neighbours"
+        )
+    return configuration
 
 
 def _changed(pretext: dict[str, Any], settings: list[str]) -> dict[str, Any]:

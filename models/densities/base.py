@@ -122,8 +122,8 @@ class Density(ABC):
         return self
 
     def _adopt(self, state: Mapping[str, Tensor]) -> None:
-        self._prepare(state)
-        self.state = dict(state)
+        self.state = {name: tensor.clone() for name, tensor in state.items()}  # aligned: sums round the same again
+        self._prepare(self.state)
         self.samples, self.dimension = int(state["samples"]), int(state["dimension"])
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The benchmark of density modes says what an evaluation says."""
+"""The benchmark of densities says what an evaluation says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.trainer import TrainingConfiguration
 BANK = 80  # ten of each of the eight images that are not held out
 
 
-def test_it_measures_what_an_evaluation_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_measures_what_an_evaluation_measures(tmp_path: Path) -> None:
     generate(tmp_path / "data", "tile", train=10, test_good=3, test_defects=2, image_size=64)
     for path in (tmp_path / "data").rglob("*.png"):  # to wide images, so that there is padding
         Image.fromarray(np.asarray(Image.open(path))[4:60]).save(path)
@@ -38,13 +38,12 @@ def test_it_measures_what_an_evaluation_measures(tmp_path: Path, monkeypatch: py
     detector, _ = fit(dataset, configuration, device=torch.device("cpu"), folder=tmp_path / "run")
     expected = evaluate(detector, dataset, tmp_path / "report")
 
-    monkeypatch.setattr(benchmark, "BANK_SIZES", (BANK,))
-    rows = benchmark.measure(detector, tmp_path / "data", None)
-    assert [(row["mode"], row["neighbours"], row["bank"]) for row in rows] == [
-        ("exact", None, BANK),
-        ("neighbours", 1, BANK),
-        ("neighbours", 32, BANK),
-    ]
-    assert rows[0]["image_auroc"] == pytest.approx(expected["image_auroc"], abs=1e-6)
-    assert rows[0]["pixel_auroc"] == pytest.approx(expected["pixel_auroc"], abs=1e-4)
-    assert rows[1]["pixel_auroc"] != pytest.approx(expected["pixel_auroc"], abs=1e-4)
+    sizes = (BANK // 2, BANK)
+    rows = benchmark.measure(detector, tmp_path / "data", bank_sizes=sizes)
+    kinds = [configuration.model_dump(mode="json") for configuration in benchmark.DENSITIES]
+    assert [(row["bank"], row["density"]) for row in rows] == [(size, kind) for size in sizes for kind in kinds]
+    exact, *others = rows[len(kinds) :]
+    assert exact["image_auroc"] == pytest.approx(expected["image_auroc"], abs=1e-6)
+    assert exact["pixel_auroc"] == pytest.approx(expected["pixel_auroc"], abs=1e-4)
+    for row in others:
+        assert row["pixel_auroc"] != pytest.approx(expected["pixel_auroc"], abs=1e-4)

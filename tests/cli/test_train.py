@@ -74,6 +74,58 @@ def test_every_option_reaches_the_configuration(run: Run, data: Path, places: tu
     assert found == options
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "kernel_density", "mode": "neighbours", "neighbours": 5},
+        {"name": "one_class_svm", "kernel": "linear"},
+        {"name": "gaussian_density"},
+        {"name": "gaussian_mixture", "components": 3},
+        {"name": "nearest_neighbours", "neighbours": 2},
+    ],
+    ids=lambda settings: settings["name"],
+)
+def test_every_density_is_trained_evaluated_and_scores(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    flags = {"name": "--density", "mode": "--density-mode"}
+    options = [part for name, value in settings.items() for part in (flags.get(name, f"--{name}"), str(value))]
+    outcome = run("train", CATEGORY, "--data", data, *places, "--json", *TINY, *options)
+    assert outcome.status == 0, outcome.errors
+    models = tmp_path / "models"
+    manifest = json.loads((ModelStore(models).folder(CATEGORY, 1) / "manifest.json").read_text())["configuration"]
+    assert manifest["detector"]["density"].items() >= settings.items()
+    outcome = run(
+        "evaluate", CATEGORY, "--data", data, "--models", models, "--out", tmp_path / "report", "--json", *COMPUTE
+    )
+    assert outcome.status == 0, outcome.errors
+    image = next((data / CATEGORY / "train" / "good").iterdir())
+    outcome = run("score", CATEGORY, image, "--models", models, "--json", *COMPUTE)
+    assert outcome.status == 0, outcome.errors
+
+
+@pytest.mark.parametrize(
+    ("options", "mentions"),
+    [
+        ("--density parzen", ["parzen", "one_class_svm", "gaussian_mixture"]),
+        ("--density gaussian_density --components 3", ["gaussian_density has no setting 'components'", "3"]),
+        ("--density gaussian_mixture --kernel rbf", ["gaussian_mixture has no setting 'kernel'"]),
+        ("--density one_class_svm --neighbours 2", ["one_class_svm has no setting 'neighbours'"]),
+        ("--density nearest_neighbours --density-mode exact", ["nearest_neighbours has no setting 'mode'"]),
+        ("--kernel linear", ["kernel_density has no setting 'kernel'"]),
+        ("--neighbours 3", ["--neighbours", "--density-mode neighbours"]),
+        ("--density gaussian_mixture --components 500", ["at least 500 embeddings, not 200"]),
+        ("--density nearest_neighbours --neighbours 500", ["at least 500 embeddings, not 200"]),
+    ],
+)
+def test_what_a_density_has_no_use_for_is_refused_before_training(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path, options: str, mentions: list[str]
+) -> None:
+    outcome = run("train", CATEGORY, "--data", data, *places, "--json", *TINY, *options.split())
+    outcome.assert_refused(2, *mentions)
+    assert not any(tmp_path.iterdir())
+
+
 def test_light_reaches_cutpaste(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
     assert run("train", CATEGORY, "--data", data, *places, *TINY, "--light", "0.7").status == 0
     manifest = json.loads((ModelStore(tmp_path / "models").folder(CATEGORY, 1) / "manifest.json").read_text())

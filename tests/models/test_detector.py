@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 
 from models.artifact import ArtifactError, write_manifest
 from models.calibration import Calibration, OperatingPoint
-from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities import KernelDensity, KernelDensityConfiguration, create_density
 from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Scan
 from models.device import DeviceError
 from models.encoders import (
@@ -57,7 +57,7 @@ def learn(configuration: DetectorConfiguration) -> tuple[Scan, Calibration]:
     """An untrained encoder; a bank and a calibration of random parts."""
     torch.manual_seed(0)
     encoder = create_encoder(configuration.encoder, configuration.geometry)
-    density = KernelDensity(configuration.density)
+    density = create_density(configuration.density)
     scan = Scan(configuration, encoder, density, torch.device("cpu"))
     side = configuration.geometry.image_size
     parts = np.stack([place_image(part(seed, 90, 120), side, configuration.resize)[0] for seed in range(8)])
@@ -145,7 +145,7 @@ def test_scores_are_the_slow_definition(configuration: DetectorConfiguration) ->
     pixels = torch.from_numpy(placed.transpose(2, 0, 1).astype(np.float32) / 255)[None]
     with torch.inference_mode():
         embeddings = encode_per_window(detector.scan.members[0].encoder, pixels)[0].flatten(1).T.double().numpy()
-    bank = density._index.reconstruct_n(0, density.samples).astype(np.float64)
+    bank = density.bank.vectors.numpy().astype(np.float64)
     kept = density.configuration.neighbours if density.configuration.mode == "neighbours" else density.samples
     scores = []
     for embedding in embeddings:

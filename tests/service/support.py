@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.calibration import Calibration
-from models.densities import KernelDensity
+from models.densities import create_density
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box
@@ -49,7 +49,7 @@ def make_detector(category: str = CATEGORY) -> Detector:
     configuration = DetectorConfiguration(encoder=DensePatchConfiguration(width=4))
     encoder = create_encoder(configuration.encoder, configuration.geometry)
     side = configuration.geometry.image_size
-    scan = Scan(configuration, encoder, KernelDensity(configuration.density), torch.device("cpu"))
+    scan = Scan(configuration, encoder, create_density(configuration.density), torch.device("cpu"))
     images = np.stack([place_image(part(seed), side, configuration.resize)[0] for seed in range(16)])
     bank = scan.embed(images[:8]).flatten(0, 2)
     scan.density.fit(bank[torch.randperm(len(bank))[:512]].numpy())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.calibration import Calibration, OperatingPoint
-from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities import KernelDensityConfiguration, create_density
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import ScanGeometry
@@ -45,13 +45,14 @@ def build_detector(resize: ResizeMode = "squash") -> Detector:
         resize=resize,
     )
     cpu = torch.device("cpu")
-    scan = Scan(configuration, create_encoder(configuration.encoder, geometry), KernelDensity(), cpu)
+    density = create_density(configuration.density)
+    scan = Scan(configuration, create_encoder(configuration.encoder, geometry), density, cpu)
 
     def scanned(seeds: range) -> NDArray[np.uint8]:
         return np.stack([place_image(surface(seed), SIZE, resize)[0] for seed in seeds])
 
     bank = scan.embed(scanned(range(4))).reshape(-1, scan.encoder.dimension).numpy()
-    scan.density = KernelDensity(configuration.density, cpu).fit(bank)
+    density.fit(bank)
     score_maps, anomaly_maps = scan.maps(scanned(range(10, 29)))
     calibration = Calibration(
         score_maps.max(axis=(1, 2)).astype(np.float64), anomaly_maps.max(axis=(1, 2)).astype(np.float64)

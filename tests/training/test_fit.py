@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from models.densities import KernelDensity
+from models.densities import KernelDensity, create_density
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import ScanGeometry
@@ -88,12 +88,9 @@ def run_fit(data: Path, folder: Path, configuration: FitConfiguration | None = N
 
 def learned(detector: Detector) -> dict[str, torch.Tensor]:
     """All that the training images, and only they, decide: the encoder, the bank and gamma."""
-    assert isinstance(detector.scan.members[0].density, KernelDensity)
-    return {
-        **detector.scan.members[0].encoder.state_dict(),
-        "bank": detector.scan.members[0].density._bank,
-        **detector.scan.members[0].density.state(),
-    }
+    [member] = detector.scan.members
+    assert isinstance(member.density, KernelDensity)
+    return {**member.encoder.state_dict(), "bank": member.density.bank.vectors, **member.density.state}
 
 
 def same(one: Detector, other: Detector) -> bool:
@@ -330,7 +327,7 @@ def test_the_rate_asked_for_sets_the_thresholds(data: Path, tmp_path: Path) -> N
 def scan() -> Scan:
     """Of an untrained encoder."""
     torch.manual_seed(0)
-    density = KernelDensity(DETECTOR.density, CPU)
+    density = create_density(DETECTOR.density, CPU)
     return Scan(DETECTOR, create_encoder(DETECTOR.encoder, GEOMETRY), density, CPU)
 
 

@@ -70,7 +70,7 @@ def same(one: Scan, other: Scan) -> bool:
 
     def learned(scan: Scan) -> dict[str, torch.Tensor]:
         assert isinstance(scan.density, KernelDensity)
-        return {**scan.encoder.state_dict(), "bank": scan.density._bank}
+        return {**scan.encoder.state_dict(), "bank": scan.density.bank.vectors}
 
     state, other_state = learned(one), learned(other)
     return all(torch.equal(state[name], other_state[name]) for name in state)
@@ -110,7 +110,7 @@ def test_an_ensemble_is_calibrated_as_itself_on_images_that_no_member_has_seen(d
     # A bank holds windows of every image that was learned from, and of no other.
     for member in pair.scan.members:
         assert isinstance(member.density, KernelDensity)
-        bank = {row.tobytes() for row in member.density._bank.numpy()}
+        bank = {row.tobytes() for row in member.density.bank.vectors.numpy()}
         embeddings = [member.embed(image[None]).flatten(0, 2).numpy() for image in images(data)]
         seen = np.array([any(row.tobytes() in bank for row in rows) for rows in embeddings])
         np.testing.assert_array_equal(seen, ~held_out)
