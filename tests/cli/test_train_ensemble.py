@@ -66,7 +66,7 @@ def test_a_member_of_another_task(run: Run, arguments: tuple[str, ...], tmp_path
     [
         (("--ensemble", "0"), ("0", "positive")),
         (("--member", "head_depth"), ("'head_depth'", "SETTING=VALUE")),
-        (("--member", "head_dept=2"), ("head_dept", "not permitted")),
+        (("--member", "head_dept=2"), ("head_dept", "no setting")),
         (("--member", "head_depth=-1"), ("head_depth", "-1")),
         (("--member", "name=sorting"), ("sorting", "rotation")),
         (("--light", "0.3", "--member", "light=0.3"), ("pretexts", "twice")),
