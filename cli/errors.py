@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from models.artifact import ArtifactError
 from models.images import ImageError
@@ -63,12 +63,14 @@ def sentence(error: BaseException) -> str:
     return str(error)
 
 
-def _problem(problem: ErrorDetails) -> str:
+def _problem(problem: Mapping[str, Any]) -> str:
     """What a configuration class says of one value."""
-    path = list(map(str, problem["loc"]))
+    path, message = list(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         return f"{'.'.join(path[:-1])} has no setting {path[-1]!r} (given: {problem['input']!r})"
-    return f"{'.'.join(path)} is {problem['input']!r}: {problem['msg']}"
+    if isinstance(problem["input"], dict):  # settings that do not fit together: the message names them
+        return ": ".join([*filter(None, [".".join(path)]), message])
+    return f"{'.'.join(path)} is {problem['input']!r}: {message}"
 
 
 def _room_missing(error: BaseException) -> bool:

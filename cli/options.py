@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 DEFAULT_MODELS = Path("artifacts")
 
@@ -59,3 +66,25 @@ def positive_integer(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
     return value
+
+
+def member(
+    kind: str, default: str, registry: Mapping[str, type[BaseModel]], options: argparse.Namespace
+) -> dict[str, Any]:
+    """The configuration of one member of a registry, as far as options give it.
+
+    Args:
+        kind: what the registry holds; the option of this name chooses among it.
+        default: the member where none is chosen.
+        registry: the members' configurations by name.
+        options: those called as a setting of any member give it, so that what the chosen one does not have is refused.
+
+    Raises:
+        UsageError: if there is no such member.
+    """
+    name = getattr(options, kind) or default
+    if name not in registry:
+        raise UsageError(f"--{kind} {name!r} is unknown; accepted: {', '.join(sorted(registry))}")
+    settings = {setting for configuration in registry.values() for setting in configuration.model_fields} - {"name"}
+    given = {setting: getattr(options, setting, None) for setting in sorted(settings)}
+    return {"name": name, **{setting: value for setting, value in given.items() if value is not None}}

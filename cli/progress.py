@@ -28,7 +28,7 @@ class TrainingBar:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._task = progress.add_task("training", total=None, detail="")
+        self._task: TaskID | None = None  # a run of no step has no bar
         self._said = time.monotonic()
 
     def __call__(self, report: TrainingProgress) -> None:
@@ -36,6 +36,8 @@ class TrainingBar:
             f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}  {report.images_per_second:.0f} crops/s  "
             f"{report.seconds_left / 60:.1f} min left"
         )
+        if self._task is None:
+            self._task = self._progress.add_task("training", detail=detail)
         self._progress.update(self._task, completed=report.step, total=report.steps, detail=detail)
         # A log file has no bar; it gets a line now and then.
         if not console.is_terminal and (time.monotonic() - self._said > LINE_SECONDS or report.step == report.steps):

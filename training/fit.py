@@ -11,17 +11,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from models.calibration import Calibration, threshold_rank
-from models.densities import create_density
+from models.densities import RotationClassifier, RotationClassifierConfiguration, create_density
 from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine, member_folder
 from models.geometry import ScanGeometry
 from models.heatmap import peak_window
 from models.images import Placement
 from models.store import ModelStore
 from training.data import DataError, Dataset, load_images, split_calibration
-from training.pretext import PretextConfiguration
+from training.pretext import PretextConfiguration, PretextTask, Rotation, RotationConfiguration, RotNetConfiguration
 from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingError
 
 SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
@@ -63,6 +63,18 @@ class FitConfiguration(BaseModel):
         if any(every.count(pretext) > 1 for pretext in every):
             raise ValueError("members of an ensemble differ in their pretext task or its settings; one is there twice")
         return pretexts
+
+    @model_validator(mode="after")
+    def _a_rotation_classifier_is_trained(self) -> FitConfiguration:
+        if not isinstance(self.detector.density, RotationClassifierConfiguration):
+            return self
+        for pretext in (self.training.pretext, *self.pretexts):
+            if not isinstance(pretext, RotationConfiguration | RotNetConfiguration):
+                raise ValueError(
+                    "the density rotation_classifier scores with the head of rotation prediction, which the pretext "
+                    f"task {pretext.name} does not train; use the pretext task rotation or rotnet, or another density"
+                )
+        return self
 
     @property
     def members(self) -> tuple[TrainingConfiguration, ...]:
@@ -177,17 +189,31 @@ def _learn(
     for number, (training, place) in enumerate(zip(trainings, folders, strict=True), start=1):
         which = f"member {number} of {len(trainings)}, " if len(trainings) > 1 else ""
         trainer = prepared(training, place)
-        stage(f"{which}stage 1: {training.pretext.name}, from step {trainer.step} of {training.steps}")
+        steps = f", from step {trainer.step} of {training.steps}" if training.steps_to_run else ""
+        stage(f"{which}stage 1: {training.pretext.name}{steps}")
         encoder = trainer.run(report)
-        stage(f"{which}stage 2: {settings.density.name} on a bank of {configuration.bank_size} embeddings")
-        density = create_density(settings.density, device)
-        member = Scan(settings, encoder, density, device)
-        try:
-            density.fit(draw_bank(member, images, configuration.bank_size, training.seed))
-        except ValueError as error:
-            raise TrainingError(f"{settings.density.name} cannot be fitted: {error}") from error
+        stage(f"{which}stage 2: {settings.density.name}")
+        member = Scan(settings, encoder, create_density(settings.density, device), device)
+        fit_density(member, trainer.task, images, configuration.bank_size, training.seed)
         members.append(member)
     return combine(members)
+
+
+def fit_density(scan: Scan, task: PretextTask, images: NDArray[np.uint8], bank_size: int, seed: int) -> None:
+    """Stage 2: the scan's density learns from about ``bank_size`` embeddings, or adopts the trained task's head.
+
+    Raises:
+        TrainingError: if the density cannot learn from these embeddings.
+    """
+    density = scan.density
+    if isinstance(density, RotationClassifier):
+        assert isinstance(task, Rotation)  # FitConfiguration has seen to it
+        density.adopt(task.head)
+        return
+    try:
+        density.fit(draw_bank(scan, images, bank_size, seed))
+    except ValueError as error:
+        raise TrainingError(f"{scan.configuration.density.name} cannot be fitted: {error}") from error
 
 
 def windows_of_each(geometry: ScanGeometry, images: int, size: int) -> int:

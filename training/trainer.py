@@ -24,7 +24,13 @@ from torch import Tensor
 from models.encoders import Encoder, EncoderConfiguration, create_encoder
 from models.geometry import ScanGeometry
 from training.presets import PRESETS
-from training.pretext import CutPasteConfiguration, InstanceConfiguration, PretextConfiguration, create_pretext
+from training.pretext import (
+    CutPasteConfiguration,
+    InstanceConfiguration,
+    NoneConfiguration,
+    PretextConfiguration,
+    create_pretext,
+)
 
 CHECKPOINT_FILE = "checkpoint.pt"
 LOG_FILE = "log.jsonl"
@@ -89,6 +95,11 @@ class TrainingConfiguration(BaseModel):
             )
         return crop_patches
 
+    @property
+    def steps_to_run(self) -> int:
+        """The optimizer steps of stage 1; none without a pretext task."""
+        return 0 if isinstance(self.pretext, NoneConfiguration) else self.steps
+
 
 class Progress(NamedTuple):
     """Where training stands after ``step`` steps; loss and accuracy are means since the last report."""
@@ -112,6 +123,11 @@ class Trainer:
         device: where to train.
         folder: the run's folder; made where it is missing.
 
+    Attributes:
+        encoder: the network being trained.
+        task: the pretext task, with the head that is trained along.
+        step: how many steps were run.
+
     Raises:
         TrainingSettingsError: if the crops are larger than the images.
     """
@@ -129,7 +145,7 @@ class Trainer:
         self.device = device
         self.folder = folder
         self.crop_size = configuration.crop_patches * geometry.patch_size
-        if self.crop_size > images.shape[1]:
+        if configuration.steps_to_run and self.crop_size > images.shape[1]:
             raise TrainingSettingsError(
                 f"crop_patches {configuration.crop_patches} makes crops of {self.crop_size} pixels, larger than the "
                 f"{images.shape[1]}-pixel images; accepted: at most {images.shape[1] // geometry.patch_size}"
@@ -138,11 +154,11 @@ class Trainer:
         self._images = torch.from_numpy(images).to(device)
         network = create_encoder(encoder, geometry)
         self.encoder: Encoder = network.to(device).to(memory_format=torch.channels_last)
-        self._task = create_pretext(
+        self.task = create_pretext(
             configuration.pretext, dimension=network.feature_dimension, crop_size=self.crop_size, geometry=geometry
         ).to(device)
         self._optimizer = torch.optim.SGD(
-            [*self.encoder.parameters(), *self._task.parameters()],
+            [*self.encoder.parameters(), *self.task.parameters()],
             lr=configuration.learning_rate,
             momentum=configuration.momentum,
             weight_decay=configuration.weight_decay,
@@ -183,7 +199,7 @@ class Trainer:
                 f"afresh without resuming. Its: {state['identity']} - now: {self._identity}"
             )
         self.encoder.load_state_dict(state["encoder"])
-        self._task.load_state_dict(state["task"])
+        self.task.load_state_dict(state["task"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self._counted = state["step"], state["counted"]
         self._sums.copy_(state["sums"])
@@ -208,7 +224,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.step == 0:
             self.encoder.initialise()
-            self._task.prepare(self.encoder, self._crops)
+            self.task.prepare(self.encoder, self._crops)
         self.encoder.train()
         with _stop_signal() as stop, self._open_log() as log:
             self._run(stop, log, report)
@@ -218,7 +234,7 @@ class Trainer:
         settings = self.configuration
         started, first = time.monotonic(), self.step
         saved = started
-        while self.step < settings.steps:
+        while self.step < settings.steps_to_run:
             self._sums += self._train_step()
             self._counted += 1
             if self.step % settings.log_steps == 0 or self.step == settings.steps:
@@ -265,7 +281,7 @@ class Trainer:
             group["lr"] = rate
         crops = self._crops()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            loss, accuracy = self._task(self.encoder, crops)
+            loss, accuracy = self.task(self.encoder, crops)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()
@@ -291,7 +307,7 @@ class Trainer:
             "identity": self._identity,
             "step": self.step,
             "encoder": self.encoder.state_dict(),
-            "task": self._task.state_dict(),
+            "task": self.task.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "sums": self._sums,

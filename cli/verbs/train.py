@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, PartlyFailed, UsageError, exit_status, sentence
-from cli.options import add_common, add_data, add_models, positive_integer
+from cli.options import add_common, add_data, add_models, member, positive_integer
 from cli.overrides import add_set, apply
 from cli.progress import say, training_bar
 
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     again.add_argument("--restart", action="store_true", help="throw an interrupted run away and begin anew")
     parser.add_argument("--no-activate", action="store_true", help="publish without making the version the active one")
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--encoder", choices=("dense_patch", "pretrained_patch", "resnet18_patch"), help="default: dense_patch"
-    )
+    model.add_argument("--encoder", metavar="NAME", help="network that embeds windows (default: dense_patch)")
     model.add_argument("--image-size", type=positive_integer, help="side of the square that is scanned (default: 256)")
     model.add_argument(
         "--patch-size", type=positive_integer, help="side of a window (default: 32); the image's makes it one window"
@@ -54,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--density", metavar="NAME", help="one-class classifier (default: kernel_density); the README lists them"
     )
     model.add_argument(
-        "--density-mode", choices=("exact", "neighbours"), help="kernel_density: sum over the bank, or the nearest only"
+        "--density-mode",
+        dest="mode",
+        choices=("exact", "neighbours"),
+        help="kernel_density: sum over the bank, or the nearest only",
     )
     model.add_argument("--neighbours", type=positive_integer, help="how many nearest embeddings a score looks at")
     model.add_argument("--kernel", choices=("rbf", "linear"), help="of one_class_svm (default: rbf)")
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stage = parser.add_argument_group("training")
     stage.add_argument(
         "--pretext",
-        choices=("contrastive", "cutpaste", "distribution_augmented", "rotation"),
+        metavar="NAME",
         help="self-supervised task (default: cutpaste); it decides the defaults of the options below",
     )
     stage.add_argument("--light", type=float, help="cutpaste: how much the lighting of good parts varies, 0 to 1")
@@ -143,46 +144,32 @@ def _train_all(
 
 
 def _configuration(options: argparse.Namespace) -> FitConfiguration:
-    from models.detector import DetectorConfiguration
+    from models.densities import DENSITIES
+    from models.encoders import ENCODERS
     from training.fit import FitConfiguration
+    from training.pretext import PRETEXTS
 
-    density = _given(
-        name=options.density or DetectorConfiguration().density.name,
-        mode=options.density_mode,
-        neighbours=options.neighbours,
-        kernel=options.kernel,
-        components=options.components,
-    )
-    detector = {
-        "geometry": _given(image_size=options.image_size, patch_size=options.patch_size, stride=options.stride),
-        "encoder": _given(
-            name=options.encoder or "dense_patch",
-            width=options.width,
-            stem=options.stem,
-            backbone=options.backbone,
-        ),
-        "density": density,
-        **_given(resize=options.resize, sigma=options.sigma),
+    default = FitConfiguration()
+    encoder = member("encoder", default.detector.encoder.name, ENCODERS, options)
+    density = member("density", default.detector.density.name, DENSITIES, options)
+    pretext = member("pretext", default.training.pretext.name, PRETEXTS, options)
+    schedule = _given(options, "steps", "batch_size", "crop_patches", "learning_rate", "precision")
+    if schedule and pretext["name"] == "none" and not options.member:
+        flag = next(iter(schedule)).replace("_", "-")
+        raise UsageError(f"--{flag} has no use: the pretext task none trains nothing")
+    if options.bank_size and density["name"] == "rotation_classifier":
+        raise UsageError("--bank-size has no use: the density rotation_classifier keeps no embeddings")
+    values: dict[str, Any] = {
+        "detector": {
+            "geometry": _given(options, "image_size", "patch_size", "stride"),
+            "encoder": encoder,
+            "density": density,
+            **_given(options, "resize", "sigma"),
+        },
+        "training": {"pretext": pretext, **schedule, **_given(options, "seed")},
+        "pretexts": [_changed(pretext, settings) for settings in options.member or ()],
+        **_given(options, "bank_size", "calibration_fraction", "group_pattern", "false_reject_rate", "ensemble"),
     }
-    pretext = _given(name=options.pretext or "cutpaste", light=options.light)
-    training = _given(
-        pretext=pretext,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        crop_patches=options.crop_patches,
-        learning_rate=options.learning_rate,
-        precision=options.precision,
-        seed=options.seed,
-    )
-    rest = _given(
-        bank_size=options.bank_size,
-        calibration_fraction=options.calibration_fraction,
-        group_pattern=options.group_pattern,
-        false_reject_rate=options.false_reject_rate,
-        ensemble=options.ensemble,
-        pretexts=[_changed(pretext, settings) for settings in options.member or ()],
-    )
-    values = {"detector": detector, "training": training, **rest}
     apply(options.assignments, values, FitConfiguration)
     configuration = FitConfiguration.model_validate(values)
     if options.neighbours and getattr(configuration.detector.density, "mode", None) == "exact":
@@ -206,8 +193,8 @@ def _changed(pretext: dict[str, Any], settings: list[str]) -> dict[str, Any]:
     return changes if changes.get("name", pretext["name"]) != pretext["name"] else {**pretext, **changes}
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def _train(
@@ -248,7 +235,7 @@ def _train(
         say(f"skipped {path}: {reason}")
     version = publish(ModelStore(options.models), detector, activate=not options.no_activate)
     for checkpoint in ours:
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)  # where no step was run there is none
     point = detector.operating_point
     low, high = detector.calibration.rate_interval(point.false_reject_rate)
     say(

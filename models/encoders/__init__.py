@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ from models.encoders.resnet18_patch import ResNet18Patch
 from models.geometry import ScanGeometry
 
 __all__ = [
+    "ENCODERS",
     "DensePatch",
     "DensePatchConfiguration",
     "Encoder",
@@ -58,6 +59,9 @@ class ResNet18PatchConfiguration(BaseModel):
 
 AnyEncoder = DensePatchConfiguration | PretrainedPatchConfiguration | ResNet18PatchConfiguration
 EncoderConfiguration = Annotated[AnyEncoder, Field(discriminator="name")]
+
+ENCODERS: dict[str, type[BaseModel]] = {kind.model_fields["name"].default: kind for kind in get_args(AnyEncoder)}
+"""The configuration of every encoder, by the encoder's name."""
 
 
 def create_encoder(configuration: AnyEncoder, geometry: ScanGeometry) -> Encoder:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
-from models.densities import KernelDensity, create_density
+from models.densities import KernelDensity, RotationClassifierConfiguration, create_density
 from models.detector import Detector, DetectorConfiguration, Scan
-from models.encoders import DensePatchConfiguration, create_encoder
+from models.encoders import DensePatchConfiguration, Encoder, create_encoder
 from models.geometry import ScanGeometry
 from models.images import ResizeMode, place_image, read_image
 from models.store import ModelStore
@@ -30,8 +30,8 @@ from training.fit import (
     fit,
     publish,
 )
-from training.pretext import CutPasteConfiguration
-from training.trainer import CHECKPOINT_FILE, LOG_FILE, Progress, TrainingConfiguration, TrainingInterrupted
+from training.pretext import CutPasteConfiguration, NoneConfiguration, RotationConfiguration, RotNetConfiguration
+from training.trainer import CHECKPOINT_FILE, LOG_FILE, Progress, Trainer, TrainingConfiguration, TrainingInterrupted
 
 CPU = torch.device("cpu")
 GEOMETRY = ScanGeometry(image_size=64)
@@ -242,6 +242,15 @@ def test_a_broken_file_stops_the_fit_or_is_skipped_and_counted(data: Path, tmp_p
     assert fitted.detector.training["good_images"] + len(fitted.detector.calibration) == IMAGES
 
 
+@pytest.mark.parametrize("pretext", [CutPasteConfiguration(), NoneConfiguration()], ids=lambda pretext: pretext.name)
+def test_a_rotation_classifier_of_another_task_is_refused_before_training(pretext: Any) -> None:
+    detector = DETECTOR.model_copy(update={"density": RotationClassifierConfiguration()})
+    with pytest.raises(
+        ValidationError, match=f"{pretext.name} does not train; use the pretext task rotation or rotnet"
+    ):
+        make_configuration(detector=detector, training={"pretext": pretext})
+
+
 # --- done again -------------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +301,34 @@ def test_what_is_published_predicts_what_was_fitted(data: Path, tmp_path: Path) 
     assert loaded.training == detector.training
     dataset = open_dataset(data, "cap")
     assert loaded.data_fingerprint == dataset.fingerprint()
+
+
+@pytest.mark.parametrize("pretext", [RotationConfiguration(head_depth=1, head_width=8), RotNetConfiguration()])
+def test_a_rotation_classifier_keeps_the_head_that_was_trained(data: Path, tmp_path: Path, pretext: Any) -> None:
+    heads: list[dict[str, torch.Tensor]] = []
+
+    class Watched(Trainer):
+        def run(self, *arguments: Any) -> Encoder:
+            encoder = super().run(*arguments)
+            heads.append({name: value.clone() for name, value in self.task.state_dict().items()})
+            return encoder
+
+    detector = DETECTOR.model_copy(update={"density": RotationClassifierConfiguration()})
+    configuration = make_configuration(detector=detector, training={"pretext": pretext})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.fit.Trainer", Watched)
+        fitted = run_fit(data, tmp_path / "run", configuration).detector
+    store = ModelStore(tmp_path / "models")
+    publish(store, fitted)
+    loaded = Detector.load(store.folder("cap", 1), "cpu")
+    kept = loaded.scan.members[0].density.state
+    [trained] = heads
+    for name, value in trained.items():
+        if name.startswith("head."):
+            assert torch.equal(kept[name], value)
+    [before], [after] = fitted.predict([pixels(50)]), loaded.predict([pixels(50)])
+    np.testing.assert_array_equal(before.score_map, after.score_map)
+    assert before.score_map.std() > 0
 
 
 def test_the_fingerprint_is_of_the_images_that_were_trained_on(data: Path, tmp_path: Path) -> None:

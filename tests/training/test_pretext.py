@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from models.encoders import DensePatch, Encoder
 from models.geometry import ScanGeometry
+from models.heads import window_vectors
 from training.pretext import (
+    PRETEXTS,
     CutPaste,
     CutPasteConfiguration,
     PretextConfiguration,
     PretextTask,
     Rotation,
     RotationConfiguration,
+    RotNetConfiguration,
     create_pretext,
 )
-from training.pretext.base import window_vectors
-from training.pretext.cutpaste import IGNORED, NORMAL, PATCH, SCAR
+from training.pretext.cutpaste import IGNORED, KINDS, NORMAL, PATCH, SCAR
 
 GEOMETRY = ScanGeometry()
 SIDE, STRIDE = GEOMETRY.patch_size, GEOMETRY.stride
@@ -108,12 +110,14 @@ def slow_accuracy(logits: list[Tensor], labels: list[int]) -> float:
 # --- what every task promises -----------------------------------------------------------------------------------------
 
 
-def test_a_configuration_makes_its_task() -> None:
-    for configuration, kind in ((RotationConfiguration(), Rotation), (CutPasteConfiguration(), CutPaste)):
-        task = create_pretext(configuration, dimension=5, crop_size=SIDE, geometry=GEOMETRY)
-        assert type(task) is kind
-        parsed: Any = TypeAdapter(PretextConfiguration).validate_json(configuration.model_dump_json())
-        assert parsed == configuration
+@pytest.mark.parametrize("name", PRETEXTS)
+def test_a_name_makes_a_configuration_and_its_task(name: str) -> None:
+    configuration: Any = TypeAdapter(PretextConfiguration).validate_python({"name": name})
+    assert type(configuration) is PRETEXTS[name]
+    assert TypeAdapter(PretextConfiguration).validate_json(configuration.model_dump_json()) == configuration
+    task = create_pretext(configuration, dimension=5, crop_size=SIDE, geometry=GEOMETRY)
+    assert isinstance(task, PretextTask)
+    assert (type(task) is PretextTask) == (name == "none")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +127,11 @@ def test_a_configuration_makes_its_task() -> None:
         {},
         {"name": "rotation", "jitter": 0.1},
         {"name": "rotation", "head_depth": -1},
+        {"name": "rotnet", "head_depth": 1},
+        {"name": "denoising", "noise": 0},
+        {"name": "denoising", "noise": 1.5},
+        {"name": "none", "seed": 1},
+        {"name": "cutpaste", "task": "four_way"},
         {"name": "cutpaste", "head_width": 0},
         {"name": "cutpaste", "jitter": 0.6},
         {"name": "cutpaste", "light": 1.5},
@@ -139,11 +148,18 @@ def test_a_configuration_of_no_task_is_refused(configuration: dict[str, Any]) ->
 
 
 def make_task(name: str, crop_size: int) -> PretextTask:
-    return make_rotation(crop_size) if name == "rotation" else make_cutpaste(crop_size)
+    torch.manual_seed(1)
+    small = {"head_depth": 1, "head_width": 8}
+    settings = {setting: value for setting, value in small.items() if setting in PRETEXTS[name].model_fields}
+    configuration: Any = PRETEXTS[name](**settings)
+    return create_pretext(configuration, dimension=8 * 2, crop_size=crop_size, geometry=GEOMETRY).eval()
+
+
+trained_tasks = pytest.mark.parametrize("name", sorted(PRETEXTS.keys() - {"none"}))
 
 
 @pytest.mark.parametrize("crop_patches", [1, 2])
-@pytest.mark.parametrize("name", ["rotation", "cutpaste"])
+@trained_tasks
 def test_a_step_reaches_every_parameter_of_encoder_and_head(name: str, crop_patches: int) -> None:
     task, encoder = make_task(name, crop_patches * SIDE).train(), make_encoder().train()
     crops = random_crops(16, crop_patches * SIDE)
@@ -159,7 +175,7 @@ def test_a_step_reaches_every_parameter_of_encoder_and_head(name: str, crop_patc
         assert parameter.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", ["rotation", "cutpaste"])
+@trained_tasks
 def test_the_seed_decides_a_step(name: str) -> None:
     task, encoder, crops = make_task(name, 2 * SIDE), make_encoder(), random_crops(8, 2 * SIDE)
 
@@ -187,10 +203,12 @@ def test_window_vectors_are_rows_in_the_order_of_flat_labels() -> None:
 
 
 @pytest.mark.parametrize("crop_patches", [1, 2])
-def test_rotation_is_the_loss_over_every_turned_window(crop_patches: int) -> None:
+@pytest.mark.parametrize("name", ["rotation", "rotnet"])
+def test_rotation_is_the_loss_over_every_turned_window(name: str, crop_patches: int) -> None:
     """Each window of a crop is cut out first, then turned and classified by itself."""
     size = crop_patches * SIDE
-    task, encoder, crops = make_rotation(size), make_encoder(), random_crops(2, size)
+    task = make_rotation(size) if name == "rotation" else make_rotnet(size)
+    encoder, crops = make_encoder(), random_crops(2, size)
     task.augment = nn.Identity()
     logits, labels = [], []
     with torch.no_grad():
@@ -235,10 +253,20 @@ def test_a_window_of_a_turned_crop_is_a_turned_window(turns: int) -> None:
             torch.testing.assert_close(dense[:, i, j], encoder.features(window[None])[0, :, 0, 0], atol=1e-5, rtol=1e-4)
 
 
+def make_rotnet(crop_size: int) -> Rotation:
+    torch.manual_seed(1)
+    return Rotation(RotNetConfiguration(), 8 * 2, crop_size).eval()
+
+
 def test_rotnet_is_a_linear_layer() -> None:
-    [layer] = make_rotation(SIDE, head_depth=0).head
+    [layer] = make_rotnet(SIDE).head
     assert isinstance(layer, nn.Linear)
     assert (layer.in_features, layer.out_features) == (8 * 2, TURNS)
+
+
+def test_a_rotation_head_of_no_layer_is_refused_in_favour_of_rotnet() -> None:
+    with pytest.raises(ValidationError, match="is RotNet: use the pretext task rotnet"):
+        RotationConfiguration(head_depth=0)
 
 
 def test_the_papers_head_is_eight_times_512() -> None:
@@ -416,13 +444,39 @@ def test_the_seed_decides_what_is_pasted() -> None:
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize(
+    ("name", "classes"), [("binary", {PATCH: 1}), ("scar", {SCAR: 1}), ("three_way", {PATCH: 1, SCAR: 2})]
+)
+def test_each_task_pastes_what_it_is_to_tell_apart(name: str, classes: dict[int, int]) -> None:
+    """Told by their areas: scars cover at most 2 % of a window, patches up to 36 %."""
+    shapes = {"patch_side": (0.5, 0.6), "scar_width": (0.05, 0.06), "scar_length": (0.25, 0.33)}
+    crops = random_crops(90, 3 * SIDE)
+    task = make_cutpaste(3 * SIDE, task=name, visible=0.0, changed=1e-6, **shapes)
+    pasted, labels = paste(task, crops)
+    areas = changed_pixels(pasted, crops).sum(dim=(1, 2))
+    of_crop = labels.flatten(1).amax(dim=1)
+    assert set(of_crop.tolist()) == {NORMAL, *classes.values()}
+    assert torch.equal(of_crop == NORMAL, areas == 0)
+    for kind, label in classes.items():
+        drawn = areas[of_crop == label]
+        if kind == SCAR:
+            assert 0 < drawn.max() < 0.05 * SIDE**2  # a digital line is a little thicker than it is
+        else:
+            assert 0.2 * SIDE**2 < drawn.max() < 0.4 * SIDE**2
+        assert len(drawn) == pytest.approx(len(crops) / (len(classes) + 1), rel=0.35)
+
+
 @pytest.mark.parametrize("crop_patches", [1, 2])
-def test_ignored_windows_do_not_count(crop_patches: int) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_the_loss_is_over_the_windows_that_are_decided(name: str, crop_patches: int) -> None:
     size = crop_patches * SIDE
-    task, encoder, crops = make_cutpaste(size, changed=0.2), make_encoder(), random_crops(48 // crop_patches**2, size)
+    changed = 0.02 if name == "scar" else 0.2
+    task, encoder = make_cutpaste(size, task=name, changed=changed), make_encoder()
+    crops = random_crops(48 // crop_patches**2, size)
     task.augment = nn.Identity()
     pasted, labels = paste(task, crops, seed=3)
-    assert {NORMAL, PATCH, IGNORED} <= set(labels.flatten().tolist())
+    assert {NORMAL, 1, IGNORED} <= set(labels.flatten().tolist()) <= {IGNORED, *range(len(KINDS[name]))}
+    assert task.head[-1].out_features == len(KINDS[name])
     logits, counted = [], []
     with torch.no_grad():
         for crop, labels_of_crop in zip(pasted, labels.flatten(1).tolist(), strict=True):

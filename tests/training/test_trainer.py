@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
-from training.pretext import CutPasteConfiguration, RotationConfiguration
+from training.pretext import CutPasteConfiguration, DenoisingConfiguration, NoneConfiguration, RotationConfiguration
 from training.trainer import (
     CHECKPOINT_FILE,
     LOG_FILE,
@@ -48,6 +48,8 @@ CUTPASTE = CutPasteConfiguration(
     changed=0.01,
 )
 ROTATION = RotationConfiguration(head_depth=1, head_width=8)
+DENOISING = DenoisingConfiguration(head_width=32)
+pretexts = pytest.mark.parametrize("pretext", [CUTPASTE, ROTATION, DENOISING], ids=lambda pretext: pretext.name)
 STEPS = 12
 
 
@@ -120,7 +122,7 @@ class StopAt:
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pretext", [CUTPASTE, ROTATION], ids=lambda pretext: pretext.name)
+@pretexts
 def test_a_run_learns(tmp_path: Path, pretext: Any) -> None:
     trainer = make_trainer(tmp_path, steps=60, crop_patches=2, learning_rate=0.1, pretext=pretext)
     encoder = trainer.run()
@@ -189,7 +191,7 @@ def test_crops_may_be_as_large_as_the_image(tmp_path: Path) -> None:
         make_trainer(tmp_path, crop_patches=3)
 
 
-@pytest.mark.parametrize("pretext", [CUTPASTE, ROTATION], ids=lambda pretext: pretext.name)
+@pretexts
 def test_the_seed_decides_the_run(tmp_path: Path, pretext: Any) -> None:
     for name, seed in (("one", 1), ("same", 1), ("other", 2)):
         make_trainer(tmp_path / name, seed=seed, pretext=pretext).run()
@@ -220,11 +222,31 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> No
         make_configuration(**settings)
 
 
+def test_without_a_pretext_task_no_step_runs_and_the_seed_decides_the_weights(tmp_path: Path) -> None:
+    def weights(seed: int) -> dict[str, torch.Tensor]:
+        reports: list[Progress] = []
+        # The crops of a task that there is none of need not fit into the images.
+        trainer = make_trainer(tmp_path / str(seed), pretext=NoneConfiguration(), seed=seed, crop_patches=3)
+        encoder = trainer.run(reports.append)
+        assert reports == []
+        assert trainer.step == 0
+        assert not encoder.training
+        assert not (tmp_path / str(seed) / CHECKPOINT_FILE).exists()
+        return encoder.state_dict()
+
+    one, again, other = weights(1), weights(1), weights(2)
+    assert_same_state(one, again)
+    assert not torch.equal(one["stem.0.weight"], other["stem.0.weight"])
+    for name, value in one.items():  # batch norm is the identity
+        if "running" in name:
+            assert (value == ("var" in name)).all()
+
+
 # --- stopped and resumed ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("pretext", [CUTPASTE, ROTATION], ids=lambda pretext: pretext.name)
+@pretexts
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, pretext: Any, precision: str) -> None:
     settings: dict[str, Any] = {"pretext": pretext, "precision": precision}
     whole, folder = tmp_path / "whole", tmp_path / "interrupted"
@@ -465,7 +487,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_a_finite_checkpoint(t
 
     def spoil(progress: Progress) -> None:
         if progress.step == 6:
-            next(iter(trainer._task.head.parameters())).data.fill_(float("nan"))  # type: ignore[union-attr]
+            next(iter(trainer.task.head.parameters())).data.fill_(float("nan"))  # type: ignore[union-attr]
 
     with pytest.raises(TrainingError, match=r"became nan by step 6; lower the learning rate \(now 0.03\)"):
         trainer.run(spoil)
@@ -498,7 +520,7 @@ def test_a_learning_rate_that_blows_up_never_reaches_a_checkpoint(tmp_path: Path
 
 def test_an_interrupted_run_whose_loss_is_nan_saves_nothing(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, log_steps=1000)
-    next(iter(trainer._task.head.parameters())).data.fill_(float("nan"))  # type: ignore[union-attr]
+    next(iter(trainer.task.head.parameters())).data.fill_(float("nan"))  # type: ignore[union-attr]
     step = trainer._train_step
 
     def stop() -> torch.Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from models.geometry import ScanGeometry
 from training.pretext.base import PretextResult, PretextTask
@@ -14,18 +14,25 @@ from training.pretext.contrastive import (
     DistributionAugmentedConfiguration,
 )
 from training.pretext.cutpaste import CutPaste, CutPasteConfiguration
-from training.pretext.rotation import Rotation, RotationConfiguration
+from training.pretext.denoising import Denoising, DenoisingConfiguration
+from training.pretext.none import NoneConfiguration
+from training.pretext.rotation import Rotation, RotationConfiguration, RotNetConfiguration
 
 __all__ = [
+    "PRETEXTS",
     "Contrastive",
     "ContrastiveConfiguration",
     "CutPaste",
     "CutPasteConfiguration",
+    "Denoising",
+    "DenoisingConfiguration",
     "DistributionAugmentedConfiguration",
     "InstanceConfiguration",
+    "NoneConfiguration",
     "PretextConfiguration",
     "PretextResult",
     "PretextTask",
+    "RotNetConfiguration",
     "Rotation",
     "RotationConfiguration",
     "create_pretext",
@@ -34,8 +41,18 @@ __all__ = [
 InstanceConfiguration = ContrastiveConfiguration | DistributionAugmentedConfiguration
 """Tasks that tell crops from each other: they take one window a crop."""
 
-AnyPretext = InstanceConfiguration | CutPasteConfiguration | RotationConfiguration
+AnyPretext = (
+    InstanceConfiguration
+    | CutPasteConfiguration
+    | DenoisingConfiguration
+    | NoneConfiguration
+    | RotationConfiguration
+    | RotNetConfiguration
+)
 PretextConfiguration = Annotated[AnyPretext, Field(discriminator="name")]
+
+PRETEXTS: dict[str, type[BaseModel]] = {kind.model_fields["name"].default: kind for kind in get_args(AnyPretext)}
+"""The configuration of every task, by the task's name."""
 
 
 def create_pretext(configuration: AnyPretext, *, dimension: int, crop_size: int, geometry: ScanGeometry) -> PretextTask:
@@ -45,5 +62,9 @@ def create_pretext(configuration: AnyPretext, *, dimension: int, crop_size: int,
             return Contrastive(configuration, dimension, crop_size)
         case CutPasteConfiguration():
             return CutPaste(configuration, dimension, crop_size, geometry)
-        case RotationConfiguration():
+        case DenoisingConfiguration():
+            return Denoising(configuration, dimension, geometry)
+        case NoneConfiguration():
+            return PretextTask()
+        case RotationConfiguration() | RotNetConfiguration():
             return Rotation(configuration, dimension, crop_size)

@@ -11,7 +11,10 @@ from models.encoders import Encoder
 
 
 class PretextResult(NamedTuple):
-    """One step's outcome: ``loss`` to differentiate, ``accuracy`` in [0, 1] to watch."""
+    """One step's outcome: ``loss`` to differentiate, ``accuracy`` in [0, 1] to watch.
+
+    Of a task that classifies nothing it is another measure of success in [0, 1]; the task says which.
+    """
 
     loss: Tensor
     accuracy: Tensor
@@ -40,20 +43,3 @@ class PretextTask(nn.Module):
             crops: (B, 3, C, C) float in [0, 1]; with C above the patch size one crop trains many windows.
         """
         raise NotImplementedError
-
-
-def projection_head(dimension: int, depth: int, width: int, outputs: int, *, bias: bool = True) -> nn.Sequential:
-    """``depth`` times (linear, batch norm, ReLU), then a linear layer: g of section A.4, which has 512 x 8.
-
-    Maps (n, dimension) to (n, outputs); with depth 0 it is the linear layer alone. ``bias`` is the last layer's.
-    """
-    layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [nn.Linear(dimension, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-        dimension = width
-    return nn.Sequential(*layers, nn.Linear(dimension, outputs, bias=bias))
-
-
-def window_vectors(features: Tensor) -> Tensor:
-    """(B, D, h, w) -> (B * h * w, D): every window a row, in the order of ``labels.flatten()`` of (B, h, w)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)

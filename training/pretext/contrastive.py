@@ -10,8 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from models.encoders import Encoder
+from models.heads import projection_head, window_vectors
 from training.augmentation import view_augmentation
-from training.pretext.base import PretextResult, PretextTask, projection_head, window_vectors
+from training.pretext.base import PretextResult, PretextTask
 
 Transform = Literal["hflip", "rot90", "rot180", "rot270", "hflip_rot90", "hflip_rot180", "hflip_rot270"]
 """Turns counter-clockwise, the mirror image, and the mirror image of each turn: all that keeps a square a square."""

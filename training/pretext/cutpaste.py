@@ -1,4 +1,8 @@
-"""CutPaste at patch level (Li, Sohn, Yoon, Pfister: CutPaste, CVPR 2021): normal, pasted patch or pasted scar."""
+"""CutPaste (Li, Sohn, Yoon, Pfister: CutPaste, CVPR 2021): normal, pasted patch or pasted scar.
+
+The loss is the paper's, cross-entropy over the windows as they are and with something pasted (its eq. 1); what is
+pasted, and where, is not: see ``CutPaste``.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,13 @@ from torch import Tensor
 
 from models.encoders import Encoder
 from models.geometry import ScanGeometry
+from models.heads import projection_head, window_vectors
 from training.augmentation import colour_jitter
-from training.pretext.base import PretextResult, PretextTask, projection_head, window_vectors
+from training.pretext.base import PretextResult, PretextTask
 
 NORMAL, PATCH, SCAR = range(3)
 IGNORED = -100  # cross_entropy's own default
+KINDS = {"binary": (NORMAL, PATCH), "scar": (NORMAL, SCAR), "three_way": (NORMAL, PATCH, SCAR)}  # classes of each task
 
 
 def _rising(limits: tuple[float, float]) -> tuple[float, float]:
@@ -35,9 +41,10 @@ Range = Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 class CutPasteConfiguration(BaseModel):
-    """Settings of the three-way task. Ranges are (least, most); lengths and areas are fractions of the patch's.
+    """Settings of CutPaste. Ranges are (least, most); lengths and areas are fractions of the patch's.
 
     Attributes:
+        task: ``binary`` tells pasted patches from normal windows, ``scar`` pasted scars, ``three_way`` all three apart.
         head_depth, head_width: the MLP projection head.
         patch_side: sides of a pasted patch.
         scar_width, scar_length: sides of a pasted scar.
@@ -51,6 +58,7 @@ class CutPasteConfiguration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["cutpaste"] = "cutpaste"
+    task: Literal["binary", "scar", "three_way"] = "three_way"
     head_depth: int = Field(default=1, ge=0)
     head_width: int = Field(default=256, ge=1)
     patch_side: Range = (0.12, 0.65)
@@ -65,11 +73,11 @@ class CutPasteConfiguration(BaseModel):
 
 
 class CutPaste(PretextTask):
-    """Classifies each window as normal, with a pasted patch, or with a pasted scar.
+    """Classifies each window as normal, with a pasted patch, or with a pasted scar; each is drawn equally often.
 
     What is pasted is cut from another crop, colour-jittered, turned by any angle, and kept only where it visibly
     differs from what it covers, so that a label never claims a change that cannot be seen. A crop of many windows
-    gives each window the label of what lies inside it.
+    gives each window the label of what lies inside it; a geometry of one window is CutPaste at image level.
     """
 
     def __init__(
@@ -81,10 +89,11 @@ class CutPaste(PretextTask):
         self.crop_size = crop_size
         self.augment = colour_jitter(configuration.light)
         self.jitter = colour_jitter(configuration.jitter, hue=configuration.hue)
-        self.head = projection_head(dimension, configuration.head_depth, configuration.head_width, 3)
+        self.kinds = KINDS[configuration.task]
+        self.head = projection_head(dimension, configuration.head_depth, configuration.head_width, len(self.kinds))
 
     def forward(self, encoder: Encoder, crops: Tensor) -> PretextResult:
-        """Loss and accuracy of the three-way classifier on (B, 3, C, C) crops."""
+        """Loss and accuracy of the classifier on (B, 3, C, C) crops."""
         with torch.no_grad():
             pasted, labels = self.paste(self.augment(crops))
         logits = self.head(window_vectors(encoder.features(pasted)))
@@ -94,20 +103,22 @@ class CutPaste(PretextTask):
         return PretextResult(loss, (logits.argmax(dim=1) == flat).sum() / counted)
 
     def paste(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Paste foreign content into a third of the crops each as patch and as scar.
+        """Paste foreign content into crops: into two thirds, or a half where the task has two classes.
 
         Args:
             crops: (B, 3, C, C) in [0, 1].
 
         Returns:
-            The crops (B, 3, C, C) and the labels (B, h, w) of their windows: 0, 1, 2, or -100 for undecided.
+            The crops (B, 3, C, C) and the labels (B, h, w) of their windows: the class, 0 for normal, or -100 for
+            undecided.
         """
-        kind = torch.randint(3, (len(crops), 1, 1), device=crops.device)
+        label = torch.randint(len(self.kinds), (len(crops), 1, 1), device=crops.device)
+        kind = torch.tensor(self.kinds, device=crops.device)[label]
         mask, content = self._foreign(crops, kind)
         difference = (content - crops).abs().mean(dim=1)  # (B, C, C)
         changed = mask & (difference > self.configuration.visible) & (kind != NORMAL)
         pasted = torch.where(changed[:, None], content, crops)
-        return pasted, self._labels(changed, kind)
+        return pasted, self._labels(changed, label)
 
     def _foreign(self, crops: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
         """A turned rectangle (B, C, C), long and thin for scars, and the content (B, 3, C, C) to show through it."""
@@ -135,9 +146,9 @@ class CutPaste(PretextTask):
         opacity = uniform(*settings.opacity)[:, None]
         return mask, torch.lerp(crops, content, opacity)
 
-    def _labels(self, changed: Tensor, kind: Tensor) -> Tensor:
+    def _labels(self, changed: Tensor, label: Tensor) -> Tensor:
         fraction = F.avg_pool2d(changed[:, None].float(), self.geometry.patch_size, self.geometry.stride)[:, 0]
-        labels = torch.where(fraction >= self.configuration.changed, kind, IGNORED)
+        labels = torch.where(fraction >= self.configuration.changed, label, IGNORED)
         return torch.where(fraction == 0, NORMAL, labels)
 
 
