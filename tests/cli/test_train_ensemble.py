@@ -55,7 +55,7 @@ def test_members_of_other_seeds_and_pretext_settings(
 
 
 def test_a_member_of_another_task(run: Run, arguments: tuple[str, ...], tmp_path: Path) -> None:
-    assert run(*arguments, "--light", "0.4", "--member", "name=rotation", "head_depth=0").status == 0
+    assert run(*arguments, "--light", "0.4", "--member", "name=rotation", "head_depth=1").status == 0
     manifest = json.loads((ModelStore(tmp_path / "models").folder(CATEGORY, 1) / "manifest.json").read_text())
     fit = manifest["configuration"]["training"]["fit"]
     assert [fit["training"]["pretext"]["name"], fit["pretexts"][0]["name"]] == ["cutpaste", "rotation"]

@@ -31,7 +31,7 @@ from training.trainer import (
 
 IMAGES = 12
 CUTPASTE = CutPasteConfiguration(head_depth=1, head_width=8)
-ROTATION = RotationConfiguration(head_depth=0, head_width=8)
+ROTATION = RotationConfiguration(head_depth=1, head_width=8)
 ALONE = FitConfiguration(
     detector=DetectorConfiguration(
         geometry=ScanGeometry(image_size=64), encoder=DensePatchConfiguration(width=2)
