@@ -56,15 +56,20 @@ def apply(assignments: Sequence[Assignment], values: dict[str, Any], kind: type[
         node[last] = assignment.value
 
 
+def parse_value(text: str) -> JsonValue:
+    """A value as JSON, or else the word itself."""
+    try:
+        value: JsonValue = json.loads(text)
+    except ValueError:
+        return text
+    return value
+
+
 def _assignment(text: str) -> Assignment:
     path, equals, value = text.partition("=")
     if not equals or not all(path.split(".")):
         raise argparse.ArgumentTypeError(f"{text!r} is not PATH=VALUE, as in training.momentum=0.8")
-    try:
-        parsed: JsonValue = json.loads(value)
-    except ValueError:
-        parsed = value  # a plain word
-    return Assignment(tuple(path.split(".")), parsed)
+    return Assignment(tuple(path.split(".")), parse_value(value))
 
 
 def _field(assignment: Assignment, model: type[BaseModel], depth: int) -> FieldInfo:

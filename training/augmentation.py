@@ -31,7 +31,22 @@ def view_augmentation(crop_size: int, *, flip: bool = True) -> nn.Module:
     )
 
 
-def colour_jitter(strength: float, hue: float = 0.0) -> nn.Module:
+def moco_augmentation(crop_size: int) -> nn.Module:
+    """The views of MoCo v2, which Reiss and Hoshen take: larger zooms than A(x), less and rarer jitter of the hue.
+
+    Returns:
+        A module (B, 3, C, C) in [0, 1] -> the same.
+    """
+    return nn.Sequential(
+        K.RandomResizedCrop((crop_size, crop_size), scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)),
+        colour_jitter(0.4, hue=0.1, probability=0.8),
+        K.RandomGrayscale(p=0.2),
+        K.RandomGaussianBlur((3, 3), (0.1, 2.0), p=0.5),
+        K.RandomHorizontalFlip(p=0.5),
+    )
+
+
+def colour_jitter(strength: float, hue: float = 0.0, probability: float = 1.0) -> nn.Module:
     """Brightness, contrast and saturation jitter of ``strength``; ``hue`` in turns of the circle, at most 0.5."""
-    jitter: nn.Module = K.ColorJiggle(strength, strength, strength, hue, p=1.0)
+    jitter: nn.Module = K.ColorJiggle(strength, strength, strength, hue, p=probability)
     return jitter

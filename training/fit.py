@@ -22,7 +22,7 @@ from models.images import Placement
 from models.store import ModelStore
 from training.data import DataError, Dataset, load_images, split_calibration
 from training.pretext import PretextConfiguration, PretextTask, Rotation, RotationConfiguration, RotNetConfiguration
-from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingError
+from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingError, check_crop
 
 SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
 
@@ -62,6 +62,9 @@ class FitConfiguration(BaseModel):
         every = [*pretexts, training.pretext] if training else pretexts
         if any(every.count(pretext) > 1 for pretext in every):
             raise ValueError("members of an ensemble differ in their pretext task or its settings; one is there twice")
+        if training:
+            for pretext in pretexts:
+                check_crop(pretext, training.crop_patches)
         return pretexts
 
     @model_validator(mode="after")

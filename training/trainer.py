@@ -88,17 +88,26 @@ class TrainingConfiguration(BaseModel):
     @field_validator("crop_patches")
     @classmethod
     def _one_window_a_crop(cls, crop_patches: int, info: ValidationInfo) -> int:
-        pretext = info.data.get("pretext")
-        if crop_patches > 1 and isinstance(pretext, InstanceConfiguration):
-            raise ValueError(
-                f"{pretext.name} tells crops from each other, so it takes one window of each: accepted is 1"
-            )
+        if pretext := info.data.get("pretext"):
+            check_crop(pretext, crop_patches)
         return crop_patches
 
     @property
     def steps_to_run(self) -> int:
         """The optimizer steps of stage 1; none without a pretext task."""
         return 0 if isinstance(self.pretext, NoneConfiguration) else self.steps
+
+
+def check_crop(pretext: PretextConfiguration, crop_patches: int) -> None:
+    """Refuse crops of many windows for a task that tells crops from each other.
+
+    Raises:
+        ValueError: with the task and what it takes.
+    """
+    if crop_patches > 1 and isinstance(pretext, InstanceConfiguration):
+        raise ValueError(
+            f"{pretext.name} tells crops from each other, so it takes one window of each: accepted crop_patches: 1"
+        )
 
 
 class Progress(NamedTuple):
@@ -154,9 +163,7 @@ class Trainer:
         self._images = torch.from_numpy(images).to(device)
         network = create_encoder(encoder, geometry)
         self.encoder: Encoder = network.to(device).to(memory_format=torch.channels_last)
-        self.task = create_pretext(
-            configuration.pretext, dimension=network.feature_dimension, crop_size=self.crop_size, geometry=geometry
-        ).to(device)
+        self.task = create_pretext(configuration.pretext, encoder=network, crop_size=self.crop_size).to(device)
         self._optimizer = torch.optim.SGD(
             [*self.encoder.parameters(), *self.task.parameters()],
             lr=configuration.learning_rate,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 import traceback
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, PartlyFailed, UsageError, exit_status, sentence
 from cli.options import add_common, add_data, add_models, member, positive_integer
-from cli.overrides import add_set, apply
+from cli.overrides import add_set, apply, parse_value
 from cli.progress import say, training_bar
 
 if TYPE_CHECKING:
@@ -167,10 +166,12 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
             **_given(options, "resize", "sigma"),
         },
         "training": {"pretext": pretext, **schedule, **_given(options, "seed")},
-        "pretexts": [_changed(pretext, settings) for settings in options.member or ()],
         **_given(options, "bank_size", "calibration_fraction", "group_pattern", "false_reject_rate", "ensemble"),
+        **({"pretexts": options.member} if options.member else {}),
     }
     apply(options.assignments, values, FitConfiguration)
+    if options.member:  # now that the pretext task has all of its settings
+        values["pretexts"] = [_changed(pretext, settings) for settings in options.member]
     configuration = FitConfiguration.model_validate(values)
     if options.neighbours and getattr(configuration.detector.density, "mode", None) == "exact":
         raise UsageError(
@@ -186,10 +187,7 @@ def _changed(pretext: dict[str, Any], settings: list[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"--member {setting!r} is no SETTING=VALUE, such as head_depth=2")
-        try:
-            changes[name] = json.loads(text)
-        except ValueError:
-            changes[name] = text
+        changes[name] = parse_value(text)
     return changes if changes.get("name", pretext["name"]) != pretext["name"] else {**pretext, **changes}
 
 

@@ -96,8 +96,8 @@ class PretrainedPatch(Encoder):
             ) from error
         except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
             raise WeightsError(
-                f"{file} is damaged or not the weights of {self.name} ({error}); remove it, and it is fetched again "
-                f"from {weights.url}"
+                f"{file} is damaged or not the weights of {self.name}; remove it, and it is fetched again from "
+                f"{weights.url}"
             ) from error
 
     def train(self, mode: bool = True) -> Self:

@@ -84,6 +84,18 @@ def test_set_reaches_the_configuration(run: Run, data: Path, tmp_path: Path) -> 
     assert manifest["configuration"]["detector"]["encoder"]["embedding"] == "last"
 
 
+def test_what_is_set_holds_for_every_member(run: Run, data: Path, tmp_path: Path) -> None:
+    outcome = run(
+        "train", CATEGORY, "--data", data, "--models", tmp_path / "models", "--runs", tmp_path / "runs", *TINY,
+        "--set", "training.pretext.hue=0.2", "--member", "light=0.3",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.errors
+    manifest = json.loads((ModelStore(tmp_path / "models").folder(CATEGORY, 1) / "manifest.json").read_text())
+    fit = manifest["configuration"]["training"]["fit"]
+    pretexts = [fit["training"]["pretext"], *fit["pretexts"]]
+    assert [(pretext["light"], pretext["hue"]) for pretext in pretexts] == [(0.1, 0.2), (0.3, 0.2)]
+
+
 @pytest.mark.parametrize(
     ("assignment", "mentions"),
     [

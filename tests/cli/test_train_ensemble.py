@@ -70,6 +70,7 @@ def test_a_member_of_another_task(run: Run, arguments: tuple[str, ...], tmp_path
         (("--member", "head_depth=-1"), ("head_depth", "-1")),
         (("--member", "name=sorting"), ("sorting", "rotation")),
         (("--light", "0.3", "--member", "light=0.3"), ("pretexts", "twice")),
+        (("--crop-patches", "2", "--member", "name=contrastive"), ("pretexts", "contrastive", "crop_patches: 1")),
     ],
     ids=lambda value: " ".join(value[1:]) if value[0].startswith("--") else None,
 )

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from models.geometry import ScanGeometry
-from training.augmentation import colour_jitter, view_augmentation
+from training.augmentation import colour_jitter, moco_augmentation, view_augmentation
 
 PATCH = ScanGeometry().patch_size
 ROUNDING = 1e-6
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "view": lambda: view_augmentation(PATCH),
     "view of two patches": lambda: view_augmentation(2 * PATCH),
+    "view without flips": lambda: view_augmentation(PATCH, flip=False),
+    "views of MoCo": lambda: moco_augmentation(PATCH),
     "jitter": lambda: colour_jitter(0.4),
     "jitter with hue": lambda: colour_jitter(0.4, hue=0.5),
     "weak jitter": lambda: colour_jitter(0.1),
@@ -103,6 +105,14 @@ def test_a_view_has_the_five_transforms_of_the_paper() -> None:
     # Nothing is padded in.
     flat = torch.full((8, 3, PATCH, PATCH), 0.25)
     torch.testing.assert_close(crop(flat), flat)
+
+
+def test_the_views_of_moco_have_their_own_probabilities() -> None:
+    crops = random_crops(400)
+    crop, jitter, grey, blur, flip = moco_augmentation(PATCH).children()
+    assert changed(crop, crops).float().mean() > 0.95
+    for transform, probability in ((jitter, 0.8), (grey, 0.2), (blur, 0.5), (flip, 0.5)):
+        assert changed(transform, crops).float().mean() == pytest.approx(probability, abs=0.1)
 
 
 def test_jitter_moves_colours_not_pixels() -> None:

@@ -115,7 +115,7 @@ def test_a_name_makes_a_configuration_and_its_task(name: str) -> None:
     configuration: Any = TypeAdapter(PretextConfiguration).validate_python({"name": name})
     assert type(configuration) is PRETEXTS[name]
     assert TypeAdapter(PretextConfiguration).validate_json(configuration.model_dump_json()) == configuration
-    task = create_pretext(configuration, dimension=5, crop_size=SIDE, geometry=GEOMETRY)
+    task = create_pretext(configuration, encoder=make_encoder(), crop_size=SIDE)
     assert isinstance(task, PretextTask)
     assert (type(task) is PretextTask) == (name == "none")
 
@@ -152,7 +152,7 @@ def make_task(name: str, crop_size: int) -> PretextTask:
     small = {"head_depth": 1, "head_width": 8}
     settings = {setting: value for setting, value in small.items() if setting in PRETEXTS[name].model_fields}
     configuration: Any = PRETEXTS[name](**settings)
-    return create_pretext(configuration, dimension=8 * 2, crop_size=crop_size, geometry=GEOMETRY).eval()
+    return create_pretext(configuration, encoder=make_encoder(), crop_size=crop_size).eval()
 
 
 trained_tasks = pytest.mark.parametrize("name", sorted(PRETEXTS.keys() - {"none"}))

@@ -6,7 +6,7 @@ from typing import Annotated, get_args
 
 from pydantic import BaseModel, Field
 
-from models.geometry import ScanGeometry
+from models.encoders import Encoder
 from training.pretext.base import PretextResult, PretextTask
 from training.pretext.contrastive import (
     Contrastive,
@@ -15,6 +15,7 @@ from training.pretext.contrastive import (
 )
 from training.pretext.cutpaste import CutPaste, CutPasteConfiguration
 from training.pretext.denoising import Denoising, DenoisingConfiguration
+from training.pretext.mean_shifted import MeanShifted, MeanShiftedConfiguration
 from training.pretext.none import NoneConfiguration
 from training.pretext.rotation import Rotation, RotationConfiguration, RotNetConfiguration
 
@@ -28,6 +29,8 @@ __all__ = [
     "DenoisingConfiguration",
     "DistributionAugmentedConfiguration",
     "InstanceConfiguration",
+    "MeanShifted",
+    "MeanShiftedConfiguration",
     "NoneConfiguration",
     "PretextConfiguration",
     "PretextResult",
@@ -38,7 +41,7 @@ __all__ = [
     "create_pretext",
 ]
 
-InstanceConfiguration = ContrastiveConfiguration | DistributionAugmentedConfiguration
+InstanceConfiguration = ContrastiveConfiguration | DistributionAugmentedConfiguration | MeanShiftedConfiguration
 """Tasks that tell crops from each other: they take one window a crop."""
 
 AnyPretext = (
@@ -55,16 +58,19 @@ PRETEXTS: dict[str, type[BaseModel]] = {kind.model_fields["name"].default: kind 
 """The configuration of every task, by the task's name."""
 
 
-def create_pretext(configuration: AnyPretext, *, dimension: int, crop_size: int, geometry: ScanGeometry) -> PretextTask:
-    """The task that the configuration describes, for features (B, dimension, h, w) of (B, 3, crop_size, crop_size)."""
+def create_pretext(configuration: AnyPretext, *, encoder: Encoder, crop_size: int) -> PretextTask:
+    """The task that the configuration describes, for such an encoder and crops (B, 3, crop_size, crop_size)."""
+    features, geometry = encoder.feature_dimension, encoder.geometry
     match configuration:
         case ContrastiveConfiguration() | DistributionAugmentedConfiguration():
-            return Contrastive(configuration, dimension, crop_size)
+            return Contrastive(configuration, features, crop_size)
         case CutPasteConfiguration():
-            return CutPaste(configuration, dimension, crop_size, geometry)
+            return CutPaste(configuration, features, crop_size, geometry)
         case DenoisingConfiguration():
-            return Denoising(configuration, dimension, geometry)
+            return Denoising(configuration, features, geometry)
+        case MeanShiftedConfiguration():
+            return MeanShifted(configuration, encoder.dimension, crop_size)
         case NoneConfiguration():
             return PretextTask()
         case RotationConfiguration() | RotNetConfiguration():
-            return Rotation(configuration, dimension, crop_size)
+            return Rotation(configuration, features, crop_size)
