@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.calibration import Calibration
-from models.densities import create_density
+from models.densities import DensityConfiguration, KernelDensityConfiguration, create_density
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box
@@ -28,6 +28,7 @@ WIDTH, HEIGHT = 320, 200
 DEFECT = Box(x=220, y=60, width=40, height=40)
 MAX_UPLOAD_BYTES = 2**20
 MAX_PIXELS = 2_000_000
+DEFAULT_DENSITY = KernelDensityConfiguration()
 
 
 def part(seed: int, *, defective: bool = False) -> NDArray[np.uint8]:
@@ -43,10 +44,10 @@ def part(seed: int, *, defective: bool = False) -> NDArray[np.uint8]:
     return image
 
 
-def make_detector(category: str = CATEGORY) -> Detector:
+def make_detector(category: str = CATEGORY, density: DensityConfiguration = DEFAULT_DENSITY) -> Detector:
     """An untrained encoder, whose density and calibration are fitted on parts: enough to see a hole."""
     torch.manual_seed(0)
-    configuration = DetectorConfiguration(encoder=DensePatchConfiguration(width=4))
+    configuration = DetectorConfiguration(encoder=DensePatchConfiguration(width=4), density=density)
     encoder = create_encoder(configuration.encoder, configuration.geometry)
     side = configuration.geometry.image_size
     scan = Scan(configuration, encoder, create_density(configuration.density), torch.device("cpu"))
