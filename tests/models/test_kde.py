@@ -84,10 +84,15 @@ def test_neighbours_mode_is_the_sum_over_the_nearest_divided_by_the_banks_size(n
 
 def test_neighbours_mode_over_all_neighbours_is_exact() -> None:
     X, Q = unit_vectors(257, 24, 0), unit_vectors(50, 24, 1)
-    exact = density().fit(X).score_samples(Q)
+    exact = density().fit(X)
     for neighbours in (len(X), 10 * len(X)):  # no more than there are
-        scores = density(NEIGHBOURS, neighbours=neighbours).fit(X).score_samples(Q)
-        np.testing.assert_allclose(scores, exact, rtol=0, atol=TOLERANCE)
+        every = density(NEIGHBOURS, neighbours=neighbours).fit(X)
+        np.testing.assert_allclose(every.score_samples(Q), exact.score_samples(Q), rtol=0, atol=TOLERANCE)
+        gradients: list[torch.Tensor] = []
+        for kde in (every, exact):
+            queries = torch.from_numpy(Q).requires_grad_()
+            gradients += torch.autograd.grad(kde.scores(queries).sum(), queries)
+        torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=TOLERANCE)
 
 
 def test_more_neighbours_never_lower_a_score_and_exact_is_the_highest() -> None:
