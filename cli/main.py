@@ -22,6 +22,7 @@ VERBS = {
     "serve": "serve the active versions over HTTP",
     "models": "list, show, activate and verify trained versions",
     "benchmark": "measure speed on this machine",
+    "reproduce": "measure the paper's tables again",
     "data": "fetch a data set of the paper",
 }
 

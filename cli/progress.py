@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from training.reproduction.study import Event
     from training.trainer import Progress as TrainingProgress
 
 LINE_SECONDS = 30  # between two lines where there is no terminal to draw a bar on
@@ -84,3 +85,46 @@ def count_bar() -> Iterator[CountBar]:
         transient=not console.is_terminal,
     ) as progress:
         yield CountBar(progress)
+
+
+class StudyBar:
+    """A bar for each training under way, and one for how many have ended."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._all = progress.add_task("all trainings", total=total, detail="")
+        self._tasks: dict[str, TaskID] = {}
+        self._said: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        label = event.trial.label
+        if label not in self._tasks:
+            self._tasks[label] = self._progress.add_task(label, total=None, detail="")
+        report = event.progress
+        if report is None:
+            self._progress.update(self._tasks[label], detail=event.stage)
+            say(f"{label}: {event.stage}")
+        else:
+            detail = f"loss {report.loss:.3f}  accuracy {report.accuracy:.3f}  {report.seconds_left / 60:.1f} min left"
+            self._progress.update(self._tasks[label], completed=report.step, total=report.steps, detail=detail)
+            now = time.monotonic()
+            if not console.is_terminal and now - self._said.setdefault(label, now) > LINE_SECONDS:
+                say(f"{label}: step {report.step} of {report.steps}  {detail}")
+                self._said[label] = now
+        if event.ended:
+            self._progress.remove_task(self._tasks.pop(label))
+            self._progress.advance(self._all)
+
+
+@contextmanager
+def study_bar(total: int) -> Iterator[StudyBar]:
+    """Bars for the events of a study of ``total`` trainings."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,
+        transient=not console.is_terminal,
+    ) as progress:
+        yield StudyBar(progress, total)

@@ -1,0 +1,139 @@
+"""``plumbline reproduce``: both tables at the smallest size, the refusals, and an end by signal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.conftest import Run
+from tests.cli.support import COMPUTE, PROGRAM, Outcome
+from tests.training.reproduction.support import write_fashion_mnist
+from training.trainer import CHECKPOINT_FILE
+
+SMOKE = ("--size", "smoke", "--json", *COMPUTE)
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small Fashion-MNIST; only to be read."""
+    return write_fashion_mnist(tmp_path_factory.mktemp("fashion"))
+
+
+@pytest.fixture
+def semantic(run: Run, fashion: Path, tmp_path: Path) -> Callable[..., Outcome]:
+    """The semantic table of Fashion-MNIST, with more arguments."""
+    fixed = ("reproduce", "semantic", "--dataset", "fashion-mnist", "--data", fashion, "--out", tmp_path / "study")
+    return lambda *arguments: run(*fixed, *SMOKE, *arguments)
+
+
+def test_semantic_writes_tables_beside_the_papers(semantic: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = semantic(
+        "--classes", "0,4", "--methods", "rotation,rotnet", "--classifiers", "kernel_density", "--seeds", "2"
+    )
+    assert outcome.status == 0, outcome.errors
+    table = outcome.result["table"]
+    assert [(line["subject"], line["method"], line["seeds"]) for line in table] == [
+        (subject, method, 2) for method in ("rotnet", "rotation") for subject in ("0", "4", "mean (2 of 10)")
+    ]
+    assert [line["paper"]["mean"] for line in table[:2]] == [94.5, 91.9]
+    assert "| **mean (2 of 10)** | rotation | kernel_density " in outcome.output
+    folder = tmp_path / "study"
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == {
+        "study.json", "cells.csv", "runs", "table.csv", "table.md", "table.png",
+    }  # fmt: skip
+    assert len((folder / "cells.csv").read_text().splitlines()) == 1 + 2 * 2 * 2
+    again = semantic(
+        "--classes", "0,4", "--methods", "rotation,rotnet", "--classifiers", "kernel_density", "--seeds", "2"
+    )
+    assert "0 figures to measure" in again.errors
+    assert again.result["table"] == table
+
+
+def test_mvtec_takes_what_is_there_and_says_what_is_missing(run: Run, data: Path, tmp_path: Path) -> None:
+    arguments = ("--methods", "rotation", "--classifiers", "kernel_density", *SMOKE)
+    outcome = run("reproduce", "mvtec", "--data", data, "--out", tmp_path, *arguments)
+    assert outcome.status == 0, outcome.errors
+    assert [(line["metric"], line["subject"]) for line in outcome.result["table"]] == [
+        (metric, subject)
+        for metric in ("image_auroc", "pixel_auroc")
+        for subject in ("tile", "texture (1 of 5)", "all (1 of 15)")
+    ]
+    assert [line["paper"] and line["paper"]["mean"] for line in outcome.result["table"]] == [
+        None, 81.0, 86.3, None, 86.3, 93.0,
+    ]  # fmt: skip
+    assert len(outcome.result["missing"]) == 14
+    assert "missing" in outcome.errors
+    assert "zipper" in outcome.errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mentions"),
+    [
+        (("--classes", "0,10"), ("--classes 10", "accepted: all, 0, 1")),
+        (("--methods", "rotatoin"), ("rotatoin", "accepted: all, none, rotnet")),
+        (("--classifiers", ","), ("--classifiers", "kernel_density")),
+    ],
+)
+def test_names_that_are_none_are_refused(
+    arguments: tuple[str, ...], mentions: tuple[str, ...], semantic: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    semantic(*arguments).assert_refused(2, *mentions)
+    assert not (tmp_path / "study").exists()
+
+
+def test_an_unknown_data_set_is_refused(run: Run, fashion: Path, tmp_path: Path) -> None:
+    outcome = run("reproduce", "semantic", "--dataset", "mnist", "--data", fashion, "--out", tmp_path / "o", *SMOKE)
+    outcome.assert_refused(2, "--dataset mnist", "fashion-mnist, cifar10")
+
+
+def test_a_folder_without_mvtec_is_refused(run: Run, tmp_path: Path) -> None:
+    outcome = run("reproduce", "mvtec", "--data", tmp_path, "--out", tmp_path / "o", *SMOKE)
+    outcome.assert_refused(2, str(tmp_path), "plumbline data mvtec")
+
+
+def test_test_images_of_one_kind_are_refused_before_training(run: Run, data: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    shutil.rmtree(copy / "tile" / "test" / "good")
+    outcome = run("reproduce", "mvtec", "--data", copy, "--out", tmp_path / "o", *SMOKE)
+    assert outcome.status == 2
+    assert "must hold both good images and defective ones" in outcome.result["error"]
+    assert not (tmp_path / "o").exists()
+
+
+def test_another_size_in_the_same_folder_is_refused(semantic: Callable[..., Outcome]) -> None:
+    chosen = ("--classes", "0", "--methods", "rotation", "--classifiers", "kernel_density")
+    assert semantic(*chosen).status == 0
+    outcome = semantic(*chosen, "--size", "cpu")
+    assert outcome.status == 2
+    assert "another --out" in outcome.result["error"]
+
+
+def test_a_signal_leaves_what_the_same_command_goes_on_with(fashion: Path, tmp_path: Path) -> None:
+    """Two processes at work, and only the first is told to stop."""
+    command: list[str | Path] = [
+        PROGRAM, "reproduce", "semantic", "--dataset", "fashion-mnist", "--data", fashion, "--out", tmp_path,
+        "--size", "cpu", "--classes", "0,1", "--methods", "rotation", "--classifiers", "kernel_density",
+        "--workers", "2", "--json", *COMPUTE,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    logs = [tmp_path / "runs" / f"{subject}-rotation-seed-0" / "log.jsonl" for subject in "01"]
+    end = time.monotonic() + 240
+    while not all(log.exists() and log.stat().st_size for log in logs) and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 130, errors
+    assert "run the same command again" in json.loads(output.splitlines()[-1])["error"]
+    assert "Traceback" not in errors
+    for log in logs:
+        step = torch.load(log.with_name(CHECKPOINT_FILE), weights_only=True)["step"]
+        assert 10 <= step < 700

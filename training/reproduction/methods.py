@@ -1,0 +1,104 @@
+"""The rows and columns of the paper's tables: every pretext task and every density, with the paper's settings.
+
+Each bears its own name; those that a table needs with other settings are added under names of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+
+from models.densities import (
+    DENSITIES,
+    DensityConfiguration,
+    OneClassSVMConfiguration,
+    RotationClassifierConfiguration,
+)
+from models.encoders import EncoderConfiguration, PretrainedPatchConfiguration
+from training.pretext import (
+    PRETEXTS,
+    CutPasteConfiguration,
+    DistributionAugmentedConfiguration,
+    NoneConfiguration,
+    PretextConfiguration,
+    RotationConfiguration,
+    RotNetConfiguration,
+)
+
+PAPER_ROWS = {
+    "none": "ResNet-18 random",
+    "rotnet": "RotNet",
+    "denoising": "denoising",
+    "rotation": "rotation MLP",
+    "contrastive": "contrastive",
+    "distribution_augmented": "contrastive DistAug",
+}
+PAPER_COLUMNS = {
+    "kernel_density": "KDE",
+    "one_class_svm": "OC-SVM rbf",
+    "one_class_svm_linear": "OC-SVM linear",
+    "gaussian_density": "GDE",
+    "rotation_classifier": "rotation classifier",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A representation.
+
+    Attributes:
+        paper: the name of its rows in the paper's tables; None where it has none.
+        pretext: the task that it is learned by.
+        encoder: the network that it needs; None for the one of the study's size.
+    """
+
+    paper: str | None
+    pretext: PretextConfiguration
+    encoder: EncoderConfiguration | None = None
+
+    @property
+    def copies(self) -> int:
+        """How many times as many images as there are it learns from."""
+        pretext = self.pretext
+        return 1 + len(pretext.transforms) if isinstance(pretext, DistributionAugmentedConfiguration) else 1
+
+    def fits(self, classifier: Classifier) -> bool:
+        """Whether ``classifier`` can score this representation: the rotation classifier needs its head."""
+        needs_head = isinstance(classifier.density, RotationClassifierConfiguration)
+        return not needs_head or isinstance(self.pretext, RotationConfiguration | RotNetConfiguration)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A one-class classifier: its configuration, and the name of its columns in the paper's tables, if any."""
+
+    paper: str | None
+    density: DensityConfiguration
+
+
+_PRETEXT: TypeAdapter[PretextConfiguration] = TypeAdapter(PretextConfiguration)
+_DENSITY: TypeAdapter[DensityConfiguration] = TypeAdapter(DensityConfiguration)
+_PRETRAINED = PretrainedPatchConfiguration()
+
+_PRETEXTS: dict[str, PretextConfiguration] = {
+    **{name: _PRETEXT.validate_python({"name": name}) for name in PRETEXTS},
+    "cutpaste_binary": CutPasteConfiguration(task="binary"),
+    "cutpaste_scar": CutPasteConfiguration(task="scar"),
+}
+_DENSITIES: dict[str, DensityConfiguration] = {
+    **{name: _DENSITY.validate_python({"name": name}) for name in DENSITIES},
+    "one_class_svm_linear": OneClassSVMConfiguration(kernel="linear"),
+}
+
+# The paper's first, in the order of its tables.
+METHODS: Mapping[str, Method] = {
+    **{name: Method(PAPER_ROWS.get(name), _PRETEXTS[name]) for name in dict.fromkeys((*PAPER_ROWS, *_PRETEXTS))},
+    # Mid-level features of another backbone than the paper's ImageNet rows have, so no figure of them stands beside it.
+    "imagenet": Method(None, NoneConfiguration(), _PRETRAINED),
+}
+
+CLASSIFIERS: Mapping[str, Classifier] = {
+    name: Classifier(PAPER_COLUMNS.get(name), _DENSITIES[name]) for name in dict.fromkeys((*PAPER_COLUMNS, *_DENSITIES))
+}
