@@ -18,8 +18,8 @@ from cli.progress import count_bar, say, training_bar
 PRODUCT = "fabric"
 DEFECT = "scratch"
 SEED = 0
-TRAIN_IMAGES, TEST_GOOD_IMAGES, TEST_DEFECTS = 80, 20, 8
-WIDTH, STEPS = 16, 1000  # a small encoder and a short run: the demonstration is to take 3 minutes on 2 cores
+TRAIN_IMAGES, TEST_GOOD_IMAGES, TEST_DEFECTS = 120, 20, 8
+WIDTH, STEPS = 16, 1500  # a small encoder and a short run: the demonstration is to take 3 minutes on 2 cores
 
 MARKER = ".plumbline-demo"  # lies in a folder that a demonstration made, and may make again
 
