@@ -66,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stage.add_argument(
         "--pretext",
         metavar="NAME",
-        help="self-supervised task (default: cutpaste); it decides the defaults of the options below",
+        help="self-supervised task (default: cutpaste; docs/pretext-tasks.md lists them); it decides the defaults of "
+        "the options below",
     )
     stage.add_argument("--light", type=float, help="cutpaste: how much the lighting of good parts varies, 0 to 1")
     stage.add_argument("--steps", type=positive_integer)

@@ -154,6 +154,17 @@ def test_a_crop_of_many_windows_is_refused_for_a_contrastive_task(
     assert not any(tmp_path.iterdir())
 
 
+def test_without_a_pretext_task_nothing_is_trained_and_no_bar_is_drawn(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path
+) -> None:
+    arguments = ("--pretext", "none", "--width", "2", "--bank-size", "200", *COMPUTE)
+    outcome = run("train", CATEGORY, "--data", data, *places, *arguments)
+    assert outcome.status == 0, outcome.errors
+    assert f"{CATEGORY}: stage 1: none\n" in outcome.errors
+    assert not any(line.startswith("training") for line in outcome.errors.splitlines())
+    assert ModelStore(tmp_path / "models").active(CATEGORY) == 1
+
+
 def test_train_all(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
     both = tmp_path / "data"
     for name in ("cap", "lid"):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from models.encoders import DensePatch, Encoder
+from models.encoders import DensePatch, Encoder, ResNet18Patch
 from models.geometry import ScanGeometry
 from models.heads import window_vectors
 from training.pretext import (
@@ -488,6 +488,34 @@ def test_the_loss_is_over_the_windows_that_are_decided(name: str, crop_patches: 
         torch.manual_seed(3)
         result = task(encoder, crops)
     assert float(result.loss) == pytest.approx(slow_mean_loss(logits, counted), abs=1e-5)
+    assert float(result.accuracy) == pytest.approx(slow_accuracy(logits, counted), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_at_image_level_a_whole_image_is_one_window(name: str) -> None:
+    geometry = ScanGeometry(image_size=64, patch_size=64)
+    torch.manual_seed(0)
+    encoder = ResNet18Patch(geometry, stem="imagenet").eval()
+    task = CutPaste(CutPasteConfiguration(**CUTPASTE | {"task": name}), encoder.feature_dimension, 64, geometry).eval()
+    task.augment = nn.Identity()
+    images = random_crops(24, 64)
+    pasted, labels = paste(task, images, seed=3)
+    assert labels.shape == (24, 1, 1)
+    assert {*range(len(KINDS[name]))} <= set(labels.flatten().tolist())
+    for change, label in zip(changed_pixels(pasted, images), labels.flatten().tolist(), strict=True):
+        share = sum(map(sum, change.tolist())) / 64**2
+        assert (label == NORMAL) == (share == 0)
+        assert (label == IGNORED) == (0 < share < CUTPASTE["changed"])
+    with torch.no_grad():
+        decided = [
+            (task.head(encoder.features(image[None])[:, :, 0, 0]), label)
+            for image, label in zip(pasted, labels.flatten().tolist(), strict=True)
+            if label != IGNORED
+        ]
+        torch.manual_seed(3)
+        result = task(encoder, images)
+    logits, counted = [row for row, _ in decided], [label for _, label in decided]
+    assert float(result.loss) == pytest.approx(slow_mean_loss(logits, counted), rel=1e-4)
     assert float(result.accuracy) == pytest.approx(slow_accuracy(logits, counted), abs=1e-6)
 
 
