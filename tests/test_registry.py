@@ -60,7 +60,8 @@ def rows() -> list[Row]:
     found = [Row(*FIRST[:3], members=2)]
     for field, registry in (("pretext", PRETEXTS), ("density", DENSITIES), ("encoder", ENCODERS)):
         for name in registry:
-            row = FIRST._replace(**{field: name})
+            change: dict[str, Any] = {field: name}
+            row = FIRST._replace(**change)
             others = [row, *(row._replace(pretext=pretext) for pretext in PRETEXTS if field != "pretext")]
             found.append(next(filter(fits, others)))
     return list(dict.fromkeys(found))
