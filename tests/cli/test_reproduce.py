@@ -18,6 +18,7 @@ from tests.cli.support import COMPUTE, PROGRAM, Outcome
 from tests.training.reproduction.support import write_fashion_mnist
 from training.trainer import CHECKPOINT_FILE
 
+WEIGHTS = Path(torch.hub.get_dir()) / "checkpoints" / "mobilenet_v2-b0353104.pth"
 SMOKE = ("--size", "smoke", "--json", *COMPUTE)
 
 
@@ -114,6 +115,28 @@ def test_another_size_in_the_same_folder_is_refused(semantic: Callable[..., Outc
     outcome = semantic(*chosen, "--size", "cpu")
     assert outcome.status == 2
     assert "another --out" in outcome.result["error"]
+
+
+def test_weights_that_cannot_be_had_are_refused_before_training(
+    semantic: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no network
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    outcome = semantic("--methods", "none,mean_shifted")
+    assert outcome.status == 2, outcome.errors
+    assert WEIGHTS.name in outcome.result["error"]
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"no {WEIGHTS}; set TORCH_HOME")
+def test_pretrained_methods_are_measured(semantic: Callable[..., Outcome]) -> None:
+    chosen = ("--methods", "imagenet,mean_shifted", "--classifiers", "nearest_neighbours_2", "--classes", "0")
+    outcome = semantic(*chosen)
+    assert outcome.status == 0, outcome.errors
+    figures = {line["method"]: line["measured"]["mean"] for line in outcome.result["table"] if line["subject"] == "0"}
+    assert set(figures) == {"imagenet", "mean_shifted"}
+    assert min(figures.values()) > 90  # a bar in a place of its own is no puzzle for a network that knows ImageNet
 
 
 def test_a_signal_leaves_what_the_same_command_goes_on_with(fashion: Path, tmp_path: Path) -> None:

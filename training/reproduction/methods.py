@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from models.densities import (
     DENSITIES,
     DensityConfiguration,
+    NearestNeighboursConfiguration,
     OneClassSVMConfiguration,
     RotationClassifierConfiguration,
 )
@@ -21,6 +22,7 @@ from training.pretext import (
     PRETEXTS,
     CutPasteConfiguration,
     DistributionAugmentedConfiguration,
+    MeanShiftedConfiguration,
     NoneConfiguration,
     PretextConfiguration,
     RotationConfiguration,
@@ -51,7 +53,7 @@ class Method:
     Attributes:
         paper: the name of its rows in the paper's tables; None where it has none.
         pretext: the task that it is learned by.
-        encoder: the network that it needs; None for the one of the study's size.
+        encoder: the pretrained network that it begins with; None for the one of the study's size.
     """
 
     paper: str | None
@@ -90,6 +92,7 @@ _PRETEXTS: dict[str, PretextConfiguration] = {
 _DENSITIES: dict[str, DensityConfiguration] = {
     **{name: _DENSITY.validate_python({"name": name}) for name in DENSITIES},
     "one_class_svm_linear": OneClassSVMConfiguration(kernel="linear"),
+    "nearest_neighbours_2": NearestNeighboursConfiguration(neighbours=2),
 }
 
 # The paper's first, in the order of its tables.
@@ -97,6 +100,7 @@ METHODS: Mapping[str, Method] = {
     **{name: Method(PAPER_ROWS.get(name), _PRETEXTS[name]) for name in dict.fromkeys((*PAPER_ROWS, *_PRETEXTS))},
     # Mid-level features of another backbone than the paper's ImageNet rows have, so no figure of them stands beside it.
     "imagenet": Method(None, NoneConfiguration(), _PRETRAINED),
+    "mean_shifted": Method(None, MeanShiftedConfiguration(), _PRETRAINED),
 }
 
 CLASSIFIERS: Mapping[str, Classifier] = {

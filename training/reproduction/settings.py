@@ -12,12 +12,9 @@ from training.presets import PRESETS
 from training.reproduction.methods import Method
 from training.trainer import TrainingConfiguration
 
-# Section A.4, where a pretext task has no settings of its own.
 PAPER_EPOCHS = 2048
-PAPER_BATCH = 32
-PAPER_LEARNING_RATE = 0.01
-PAPER_MOMENTUM = 0.9
-PAPER_WEIGHT_DECAY = 3e-4
+# Section A.4, where a pretext task has no settings of its own.
+PAPER = {"batch_size": 32, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 3e-4, "crop_patches": 1}
 # The authors' code fits its classifiers on at most so many training images.
 PAPER_FIT = 20_000
 
@@ -50,20 +47,18 @@ class Size(BaseModel):
     def training(self, method: Method, images: int, seed: int) -> TrainingConfiguration:
         """Stage 1 for ``images`` training images.
 
-        An epoch of the paper is one pass over them and their copies, without the incomplete batch.
+        An epoch of the paper is one pass over them and their copies, without the incomplete batch. A pretrained network
+        is only tuned: its task's own number of steps holds.
         """
-        own = PRESETS.get(method.pretext.name, {})
-        batch = self.batch_size or own.get("batch_size", PAPER_BATCH)
-        return TrainingConfiguration(
-            pretext=method.pretext,
-            steps=self.steps or PAPER_EPOCHS * max(1, method.copies * images // batch),
-            batch_size=batch,
-            crop_patches=1,
-            learning_rate=self.learning_rate or own.get("learning_rate", PAPER_LEARNING_RATE),
-            momentum=PAPER_MOMENTUM,
-            weight_decay=PAPER_WEIGHT_DECAY,
-            seed=seed,
-        )
+        asked = {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        settings = {
+            **PAPER,
+            **PRESETS.get(method.pretext.name, {}),
+            **{name: value for name, value in asked.items() if value is not None},
+        }
+        if self.steps is None and method.encoder is None:
+            settings["steps"] = PAPER_EPOCHS * max(1, method.copies * images // settings["batch_size"])
+        return TrainingConfiguration.model_validate({**settings, "pretext": method.pretext, "seed": seed})
 
 
 SEMANTIC: Mapping[str, Size] = {

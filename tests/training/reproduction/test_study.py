@@ -180,6 +180,8 @@ def test_an_epoch_is_a_pass_without_the_incomplete_batch(fashion: Path, tmp_path
     )
     assert (contrastive.steps, contrastive.batch_size) == (2048 * 187, 32)
     assert augmented.steps == 2048 * 750  # four copies of every image are in an epoch
+    tuned = SEMANTIC["paper"].training(METHODS["mean_shifted"], 6000, 0)
+    assert (tuned.steps, tuned.learning_rate) == (500, 1e-5)
 
 
 def test_fewer_test_images_are_the_same_ones_every_time(fashion: Path) -> None:
