@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from cli.progress import TrainingBar
+from cli.progress import TrainingBar, training_bar
 from models.detector import Detector
 from models.store import ModelStore
 from tests.cli.conftest import Run
@@ -154,15 +156,26 @@ def test_a_crop_of_many_windows_is_refused_for_a_contrastive_task(
     assert not any(tmp_path.iterdir())
 
 
-def test_without_a_pretext_task_nothing_is_trained_and_no_bar_is_drawn(
+def test_without_a_pretext_task_nothing_is_trained(
     run: Run, data: Path, places: tuple[str, ...], tmp_path: Path
 ) -> None:
     arguments = ("--pretext", "none", "--width", "2", "--bank-size", "200", *COMPUTE)
     outcome = run("train", CATEGORY, "--data", data, *places, *arguments)
     assert outcome.status == 0, outcome.errors
     assert f"{CATEGORY}: stage 1: none\n" in outcome.errors
-    assert not any(line.startswith("training") for line in outcome.errors.splitlines())
     assert ModelStore(tmp_path / "models").active(CATEGORY) == 1
+
+
+def test_a_bar_is_drawn_from_the_first_report_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr("cli.progress.console", Console(file=screen, force_terminal=True, width=120))
+    with training_bar():
+        pass
+    assert "training" not in screen.getvalue()
+    with training_bar() as bar:
+        bar(Progress(step=1, steps=7, loss=0.5, accuracy=0.5, images_per_second=1, seconds_left=6))
+    assert "training" in screen.getvalue()
+    assert "1/7" in screen.getvalue()
 
 
 def test_train_all(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
