@@ -7,28 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.encoders import DensePatch
-from models.geometry import ScanGeometry
+from tests.training.support import GEOMETRY, SIDE, make_encoder, random_crops, window_boxes
 from training.pretext import Denoising, DenoisingConfiguration
 
-GEOMETRY = ScanGeometry()
-SIDE, STRIDE = GEOMETRY.patch_size, GEOMETRY.stride
 
-
-def make(geometry: ScanGeometry = GEOMETRY, dimension: int = 16, noise: float = 0.1) -> Denoising:
+def make(noise: float = 0.1) -> Denoising:
     torch.manual_seed(1)
-    task = Denoising(DenoisingConfiguration(noise=noise, head_width=8), dimension, geometry)
-    return task.eval()
-
-
-def make_encoder() -> DensePatch:
-    """Random weights, and batch norm in evaluation mode, so that a window counts by itself."""
-    torch.manual_seed(0)
-    return DensePatch(GEOMETRY, width=2).eval()
-
-
-def random_crops(count: int, size: int) -> Tensor:
-    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return Denoising(DenoisingConfiguration(noise=noise, head_width=8), 8 * 2, GEOMETRY).eval()
 
 
 @pytest.mark.parametrize("crop_patches", [1, 2])
@@ -44,18 +29,17 @@ def test_each_window_is_reconstructed_from_its_own_corrupted_self(crop_patches: 
     squares, pixels = [], []
     with torch.no_grad():
         for crop, noisy in zip(crops, corrupted, strict=True):
-            for top in range(0, size - SIDE + 1, STRIDE):
-                for left in range(0, size - SIDE + 1, STRIDE):
-                    clean = crop[:, top : top + SIDE, left : left + SIDE]
-                    window = noisy[None, :, top : top + SIDE, left : left + SIDE]
-                    decoded = task.decoder(encoder.features(window)[:, :, 0, 0])[0].tolist()
-                    wanted = [
-                        (value - mean) / deviation
-                        for channel, mean in zip(clean, means, strict=True)
-                        for value in channel.flatten().tolist()
-                    ]
-                    squares += [(one - other) ** 2 for one, other in zip(decoded, wanted, strict=True)]
-                    pixels += wanted
+            for top, left in window_boxes(size):
+                clean = crop[:, top : top + SIDE, left : left + SIDE]
+                window = noisy[None, :, top : top + SIDE, left : left + SIDE]
+                decoded = task.decoder(encoder.features(window)[:, :, 0, 0])[0].tolist()
+                wanted = [
+                    (value - mean) / deviation
+                    for channel, mean in zip(clean, means, strict=True)
+                    for value in channel.flatten().tolist()
+                ]
+                squares += [(one - other) ** 2 for one, other in zip(decoded, wanted, strict=True)]
+                pixels += wanted
         torch.manual_seed(3)
         result = task(encoder, crops)
     loss = sum(squares) / len(squares)
