@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.geometry import ScanGeometry
+
+
+class FeatureGrid(NamedTuple):
+    """Where features lie: ``layer`` gives (B, C, h', w'), cell (k, l) centred on pixel ``first + step * (k, l)``."""
+
+    layer: nn.Module
+    first: float
+    step: int
 
 
 class Encoder(nn.Module):
@@ -43,6 +53,10 @@ class Encoder(nn.Module):
         Returns:
             (B, F, h, w), h and w as ``geometry.windows`` counts them.
         """
+        raise NotImplementedError
+
+    def grad_cam_grid(self) -> FeatureGrid:
+        """The last features that still have space: within a window, or the image if windows are not independent."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:

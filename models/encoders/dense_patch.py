@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoders.base import Encoder
+from models.encoders.base import Encoder, FeatureGrid
 from models.geometry import ScanGeometry
 
 Embedding = Literal["last", "stages"]
@@ -66,6 +66,12 @@ class DensePatch(Encoder):
         """(B, 3, H, W) in [0, 1] -> (B, 8 * width, h, w)."""
         features: Tensor = self.blocks(self.stem(images * 2 - 1))
         return features
+
+    def grad_cam_grid(self) -> FeatureGrid:
+        """The last block with more than one output a window, 3x3; of an embedding by stages it is one part of four."""
+        number = max(number for number, (_, count) in STAGES.items() if count > 1)
+        jump, count = STAGES[number]
+        return FeatureGrid(self.blocks[number], (self.geometry.patch_size - 1 - jump * (count - 1)) / 2, jump)
 
     def embeddings(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, D, h, w) unit-norm."""

@@ -10,12 +10,12 @@ from urllib.parse import urlparse
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.functional import normalize as standardize
 
-from models.encoders.base import Encoder
+from models.encoders.base import Encoder, FeatureGrid
 from models.geometry import ScanGeometry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -70,6 +70,7 @@ class PretrainedPatch(Encoder):
         self.backbone = create_feature_extractor(
             get_model(backbone, weights=None), [level.module for level in self.levels]
         )
+        self.last_level = nn.Identity()  # a place to look at the features of the last level
         names = [name for name, _ in self.backbone.named_parameters()]  # in the order of their use
         first_level = max(number for number, name in enumerate(names) if name.startswith(f"{self.levels[0].module}."))
         for name in names[: first_level + 1]:
@@ -115,8 +116,13 @@ class PretrainedPatch(Encoder):
         parts = [F.normalize(part, dim=1) for part in self._levels(images)]
         return torch.cat(parts, dim=1) / math.sqrt(len(parts))
 
+    def grad_cam_grid(self) -> FeatureGrid:
+        """The coarser of the two levels; see ``window_weights``."""
+        return FeatureGrid(self.last_level, 0, self.levels[-1].jump)
+
     def _levels(self, images: Tensor) -> list[Tensor]:
         maps: dict[str, Tensor] = self.backbone(standardize(images, IMAGENET_MEAN, IMAGENET_DEVIATION))
+        maps[self.levels[-1].module] = self.last_level(maps[self.levels[-1].module])
         means = []
         for level in self.levels:
             x = maps[level.module]  # (B, C, ceil(H / jump), ceil(W / jump))

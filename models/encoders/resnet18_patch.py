@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from models.encoders.base import Encoder, extract_windows
+from models.encoders.base import Encoder, FeatureGrid, extract_windows
 from models.geometry import ScanGeometry
 
 WINDOWS_PER_BATCH = 1024  # bounds the memory of a scan: about 1 GB of activations in float32
@@ -31,6 +31,7 @@ class ResNet18Patch(Encoder):
     def __init__(self, geometry: ScanGeometry, stem: Literal["cifar", "imagenet"] = "cifar") -> None:
         super().__init__(geometry)
         self.backbone = resnet18(weights=None)
+        self._jump = 8 if stem == "cifar" else 32  # pixels between the last stage's outputs
         if stem == "cifar":
             self.backbone.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
             self.backbone.maxpool = nn.Identity()
@@ -45,3 +46,7 @@ class ResNet18Patch(Encoder):
         parts = [flat] if self.training else torch.split(flat, WINDOWS_PER_BATCH)
         features = torch.cat([self.backbone(part) for part in parts])
         return features.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    def grad_cam_grid(self) -> FeatureGrid:
+        """The last stage; every strided layer pads by half its kernel, so its first output is centred on pixel 0."""
+        return FeatureGrid(self.backbone.layer4, 0, self._jump)
