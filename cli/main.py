@@ -19,6 +19,7 @@ VERBS = {
     "train": "learn a category from images of good parts",
     "evaluate": "measure a detector on test images",
     "score": "score images",
+    "explain": "show what made the score of images",
     "serve": "serve the active versions over HTTP",
     "models": "list, show, activate and verify trained versions",
     "benchmark": "measure speed on this machine",

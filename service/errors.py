@@ -41,6 +41,7 @@ MALFORMED_MULTIPART = ProblemKind("malformed-multipart", 400, "The multipart bod
 UNKNOWN_CATEGORY = ProblemKind("unknown-category", 404, "There is no such category")
 NOT_FOUND = ProblemKind("not-found", 404, "There is no such address")
 METHOD_NOT_ALLOWED = ProblemKind("method-not-allowed", 405, "The method is not allowed here")
+NOT_EXPLAINABLE = ProblemKind("not-explainable", 409, "The category's scores cannot be explained")
 UPLOAD_TIMEOUT = ProblemKind("upload-timeout", 408, "The upload took too long")
 UPLOAD_TOO_LARGE = ProblemKind("upload-too-large", 413, "The upload has too many bytes")
 IMAGE_TOO_LARGE = ProblemKind("image-too-large", 413, "The image has too many pixels")

@@ -1,13 +1,13 @@
-"""The way of one image through the service: upload, decode, queue, score."""
+"""The way of one image through the service: upload, decode, queue, score or explain."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect
 
 from models.detector import Detector
+from models.explanation import Explanation, Method, NotExplainable, check_explainable, explain
 from models.images import ImageError, ImageTooLarge, UnsupportedImage, decode_image
 from models.prediction import Prediction
 from service.errors import (
     IMAGE_TOO_LARGE,
+    NOT_EXPLAINABLE,
     QUEUE_FULL,
     SCORE_TIMEOUT,
     UNREADABLE_IMAGE,
@@ -38,17 +40,24 @@ from service.worker import QueueFull, Timed, Worker, WorkerUnavailable
 Result = TypeVar("Result")
 
 _RETRY_AFTER_TIMEOUT_S = "10"
+_RETRY_AFTER_EXPLANATION_S = "5"
 
 
 @dataclass(frozen=True)
 class Service:
-    """The parts of a running service; ``images`` is the pool that decodes and draws."""
+    """The parts of a running service.
+
+    Attributes:
+        images: the pool that decodes and draws.
+        explaining: held by the one explanation that is waited for: explanations must not keep scores waiting.
+    """
 
     settings: Settings
     telemetry: Telemetry
     worker: Worker
     registry: Registry
     images: ThreadPoolExecutor
+    explaining: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class Inspection:
         detector: what scored it.
         image: (H, W, 3) uint8 RGB, the original as displayed.
         seconds: by stage.
+        explanation: of its score, if asked for.
     """
 
     id: UUID
@@ -66,6 +76,7 @@ class Inspection:
     image: NDArray[np.uint8]
     prediction: Prediction
     seconds: dict[str, float]
+    explanation: Explanation | None = None
 
 
 def service_of(request: Request) -> Service:
@@ -81,25 +92,77 @@ async def inspect(request: Request, category: str) -> Inspection:
         ProblemError: the request or its image is not acceptable, or the service cannot score now.
         ClientDisconnect: the client left; its image is no longer scored if that had not begun.
     """
-    service, settings = service_of(request), service_of(request).settings
+    detector = _detector(request, category)
+    return await _inspect(request, detector, "score", lambda image: (detector.predict([image])[0], None), nullcontext())
+
+
+async def explain_inspection(request: Request, category: str, method: Method) -> Inspection:
+    """The same, with an explanation; one at a time.
+
+    Raises:
+        ProblemError: as ``inspect``; the category's score cannot be explained, or another explanation is under way.
+        ClientDisconnect: as ``inspect``.
+    """
+    service = service_of(request)
+    detector = _detector(request, category)
+    try:
+        check_explainable(detector)
+    except NotExplainable as error:
+        raise ProblemError(NOT_EXPLAINABLE, str(error)) from error
+
+    def job(image: NDArray[np.uint8]) -> tuple[Prediction, Explanation]:
+        explanation = explain(detector, image, method)
+        return explanation.prediction, explanation
+
+    _check_turn(service)  # before the body is read, and after it
+    return await _inspect(request, detector, "explain", job, _turn(service))
+
+
+def _check_turn(service: Service) -> None:
+    if service.explaining.locked():
+        detail = "another image is being explained, and only one is at a time; retry when it is done"
+        raise ProblemError(QUEUE_FULL, detail, {"Retry-After": _RETRY_AFTER_EXPLANATION_S})
+
+
+@asynccontextmanager
+async def _turn(service: Service) -> AsyncIterator[None]:
+    _check_turn(service)
+    async with service.explaining:
+        yield
+
+
+def _detector(request: Request, category: str) -> Detector:
+    service = service_of(request)
     detector = service.registry.detector(category)
     request.state.log.update(category=category, version=detector.version)
-    with _worker_problems(settings):
+    with _worker_problems(service.settings):
         service.worker.check()  # before the body is read: refusing must cost less than scoring
+    return detector
+
+
+async def _inspect(
+    request: Request,
+    detector: Detector,
+    stage: str,
+    job: Callable[[NDArray[np.uint8]], tuple[Prediction, Explanation | None]],
+    turn: AbstractAsyncContextManager[None],
+) -> Inspection:
+    service, settings = service_of(request), service_of(request).settings
     seconds: dict[str, float] = {}
     with timed(seconds, "total"):
         with timed(seconds, "upload"):
             data = await read_upload(request, max_bytes=settings.max_upload_bytes, timeout_s=settings.request_timeout_s)
         with timed(seconds, "decode"):
             image = await in_pool(service, partial(_decode, data, settings.max_pixels))
-        with _worker_problems(settings):
-            scored = await _unless_client_leaves(request, _score(service, detector, image))
-    seconds["queue"], seconds["score"] = scored.waited_s, scored.ran_s
-    for stage, value in seconds.items():
-        service.telemetry.stages.labels(stage).observe(value)
-    prediction = scored.value
+        async with turn:
+            with _worker_problems(settings):
+                done = await _unless_client_leaves(request, _on_worker(service, partial(job, image)))
+    seconds["queue"], seconds[stage] = done.waited_s, done.ran_s
+    for name, value in seconds.items():
+        service.telemetry.stages.labels(name).observe(value)
+    prediction, explanation = done.value
     request.state.log.update(verdict=prediction.verdict, image_score=prediction.image_score)
-    return Inspection(request.state.id, detector, image, prediction, seconds)
+    return Inspection(request.state.id, detector, image, prediction, seconds, explanation)
 
 
 async def in_pool(service: Service, function: Callable[[], Result]) -> Result:
@@ -126,10 +189,10 @@ def _decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         raise ProblemError(UNREADABLE_IMAGE, str(error)) from error
 
 
-async def _score(service: Service, detector: Detector, image: NDArray[np.uint8]) -> Timed[Prediction]:
+async def _on_worker(service: Service, job: Callable[[], Result]) -> Timed[Result]:
     limit = service.settings.request_timeout_s
     async with asyncio.timeout(limit):
-        return await service.worker.run(lambda: detector.predict([image])[0], time_limit_s=limit)
+        return await service.worker.run(job, time_limit_s=limit)
 
 
 @contextmanager

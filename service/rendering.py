@@ -1,13 +1,15 @@
-"""Pictures of a prediction: pure functions from arrays to PNG bytes.
+"""Pictures of a prediction and of its explanation: pure functions from arrays to PNG bytes.
 
-The colour scale is the category's, fixed in multiples of its pixel threshold, so that two parts compare by eye: turbo
-from SCALE_START to SCALE_END times the threshold. Nothing is drawn below its start, and its last colour stands for all
-above its end.
+The colour scale of a prediction is the category's, fixed in multiples of its pixel threshold, so that two parts compare
+by eye: turbo from SCALE_START to SCALE_END times the threshold. Nothing is drawn below its start, and its last colour
+stands for all above its end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -16,11 +18,16 @@ from numpy.typing import NDArray
 
 from models.prediction import Prediction
 
+if TYPE_CHECKING:
+    from models.explanation import Explanation  # whose library is slow to load, and drawing does not need it
+
 SCALE_START, SCALE_END = 0.8, 1.3  # log densities lie close together: beyond these, all parts look alike
 DEFAULT_OPACITY = 0.5
 
 _CODES = 65535  # of a 16-bit image
 _OUTLINE = (255, 255, 255)
+_LOWERS_OR_RAISES = np.array([(255, 0, 0), (0, 0, 255)], np.uint8)  # BGR
+_FULL_COLOUR_QUANTILE = 0.99
 _OUTLINE_SHARE = 0.003  # of the longer side: visible when the image is scaled down to a screen
 
 
@@ -61,10 +68,41 @@ def render_overlay(
         codes = (255 * np.clip((values - start) / (end - start), 0, 1)).astype(np.uint8)
         colours = cv2.applyColorMap(codes, cv2.COLORMAP_TURBO)
         cv2.copyTo(cv2.addWeighted(picture, 1 - opacity, colours, opacity, 0), drawn, picture)
-        thickness = max(1, round(_OUTLINE_SHARE * max(image.shape[:2])))
-        outlines = [np.array([(point.x, point.y) for point in region.contour]) for region in prediction.regions]
-        cv2.polylines(picture, outlines, isClosed=True, color=_OUTLINE, thickness=thickness)
+        _outline(picture, [[(point.x, point.y) for point in region.contour] for region in prediction.regions])
     return _encode(picture)
+
+
+def render_explanation(image: NDArray[np.uint8], explanation: Explanation, opacity: float = DEFAULT_OPACITY) -> bytes:
+    """Draw the attributions over the original image, and a white line around the window that the score is of.
+
+    Red raises the score, blue lowers it, the stronger the more. The scale is the explanation's own (``full_colour``):
+    attributions add up to a score within one image and do not compare between two.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, the original that was explained.
+        explanation: of that image.
+        opacity: of the strongest colours, 0 (the image alone) to 1.
+
+    Returns:
+        A PNG of the original's size.
+    """
+    picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    if opacity > 0:
+        placement = explanation.prediction.placement
+        values = placement.map_to_original(explanation.attributions)
+        strength = opacity * np.clip(np.abs(values) / (full_colour(explanation) or 1), 0, 1)
+        colours = _LOWERS_OR_RAISES[(values > 0).astype(np.uint8)]
+        picture = cv2.blendLinear(picture, colours, 1 - strength, strength)
+        box = placement.to_original_box(explanation.window)
+        right, bottom = box.x + box.width - 1, box.y + box.height - 1
+        _outline(picture, [[(box.x, box.y), (right, box.y), (right, bottom), (box.x, bottom)]])
+    return _encode(picture)
+
+
+def full_colour(explanation: Explanation) -> float:
+    """The size of an attribution from which on its colour is full: a single pixel shall not make all others pale."""
+    sizes = np.abs(explanation.attributions[explanation.attributions != 0])
+    return float(np.quantile(sizes, _FULL_COLOUR_QUANTILE)) if sizes.size else 0.0
 
 
 def render_raw(anomaly_map: NDArray[np.float32]) -> RawMap:
@@ -78,6 +116,12 @@ def render_raw(anomaly_map: NDArray[np.float32]) -> RawMap:
     step = (float(values.max()) - minimum) / _CODES
     codes = np.rint((values - minimum) / step) if step > 0 else np.zeros(values.shape)
     return RawMap(png=_encode(codes.astype(np.uint16)), minimum=minimum, step=step)
+
+
+def _outline(picture: MatLike, contours: Sequence[Sequence[tuple[int, int]]]) -> None:
+    thickness = max(1, round(_OUTLINE_SHARE * max(picture.shape[:2])))
+    polygons = [np.array(contour) for contour in contours]
+    cv2.polylines(picture, polygons, isClosed=True, color=_OUTLINE, thickness=thickness)
 
 
 def _encode(picture: MatLike) -> bytes:

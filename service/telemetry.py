@@ -24,7 +24,7 @@ class Telemetry:
         self.verdicts = self._counter("verdicts", "Images scored.", "category", "version", "verdict", "output")
         self.stages = Histogram(
             "plumbline_stage_seconds",
-            "Time of the stages of scoring one image: upload, decode, queue, score, render, total.",
+            "Time of the stages of scoring one image: upload, decode, queue, score or explain, render, total.",
             ["stage"],
             buckets=_SECONDS,
             registry=self.registry,

@@ -1,7 +1,9 @@
-"""Scoring one image: as numbers, or as a picture."""
+"""Scoring one image: as numbers, as a picture, or as a picture of why."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -10,6 +12,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.explanation import Method
+from models.geometry import Box
 from models.prediction import Region, Verdict
 from models.regions import MAX_REGIONS
 from service.errors import (
@@ -17,6 +21,7 @@ from service.errors import (
     IMAGE_TOO_LARGE,
     INVALID_REQUEST,
     MALFORMED_MULTIPART,
+    NOT_EXPLAINABLE,
     QUEUE_FULL,
     SCORE_TIMEOUT,
     UNKNOWN_CATEGORY,
@@ -28,12 +33,14 @@ from service.errors import (
     WORKER_UNAVAILABLE,
     problem_responses,
 )
-from service.inspection import Inspection, Service, in_pool, inspect, service_of, timed
+from service.inspection import Inspection, Service, explain_inspection, in_pool, inspect, service_of, timed
 from service.rendering import (
     DEFAULT_OPACITY,
     SCALE_END,
     SCALE_START,
     colour_scale,
+    full_colour,
+    render_explanation,
     render_overlay,
     render_raw,
 )
@@ -74,6 +81,17 @@ class HeatmapQuery(BaseModel):
         "input size, 16-bit grayscale: value = X-Plumbline-Map-Minimum + code * X-Plumbline-Map-Step",
     )
     opacity: float = Field(default=DEFAULT_OPACITY, ge=0, le=1, description="of the overlay's colours")
+
+
+class ExplainQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    method: Method = Field(
+        default="integrated_gradients",
+        description="integrated_gradients: pixel by pixel, what the window with the highest score adds to the score of "
+        "its own mean colour. grad_cam: which of the encoder's last features raise it, coarser",
+    )
+    opacity: float = Field(default=DEFAULT_OPACITY, ge=0, le=1, description="of the strongest colours")
 
 
 class ImageSize(BaseModel):
@@ -151,54 +169,118 @@ _HEADERS = {
     "P-Value": "share of good parts at least as anomalous",
     "Verdict": "verdict",
     "Image-Size": "width x height of the image as displayed",
+}
+_HEATMAP_HEADERS = {
     "Scale-Start": "overlay: the anomaly map's value at the first colour",
     "Scale-End": "overlay: its value at the last colour",
     "Map-Minimum": "raw: the value of code 0",
     "Map-Step": "raw: the value between one code and the next",
     "Map-Content": "raw: x,y,width,height of the image inside the map",
 }
-
-_PNG: dict[str, Any] = {
-    "description": "The picture; the numbers are in the headers, as /score names them.",
-    "headers": {
-        f"X-Plumbline-{name}": {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
-    },
+_EXPLAIN_HEADERS = {
+    "Method": "method",
+    "Window": "x,y,width,height of the window that has the image score, in pixels of the image as displayed",
+    "Baseline-Score": "integrated_gradients: the score of the window's mean colour",
+    "Attribution-Sum": "integrated_gradients: what all pixels add, about Image-Score - Baseline-Score",
+    "Full-Colour": "the attribution, above or below 0, from which on a pixel's colour is full",
 }
 
 
-@router.post("/heatmap", responses={200: _PNG, **_PROBLEMS}, response_class=PngResponse, openapi_extra=REQUEST_BODY)
+def _png(headers: dict[str, str]) -> dict[str, Any]:
+    return {
+        "description": "The picture; the numbers are in the headers, as /score names them.",
+        "headers": {
+            f"X-Plumbline-{name}": {"description": text, "schema": {"type": "string"}} for name, text in headers.items()
+        },
+    }
+
+
+@router.post(
+    "/heatmap",
+    responses={200: _png(_HEADERS | _HEATMAP_HEADERS), **_PROBLEMS},
+    response_class=PngResponse,
+    openapi_extra=REQUEST_BODY,
+)
 async def heatmap(category: str, query: Annotated[HeatmapQuery, Query()], request: Request) -> Response:
     """Show where one image deviates; the input is that of `/score`."""
     inspection = await inspect(request, category)
     service = service_of(request)
     _count(service, category, inspection, "heatmap")
-    prediction, operating_point = inspection.prediction, inspection.detector.operating_point
-    threshold = operating_point.pixel_threshold
-    height, width = inspection.image.shape[:2]
-    facts: dict[str, object] = {
-        "Category": category,
-        "Version": inspection.detector.version,
-        "Image-Score": prediction.image_score,
-        "Threshold": operating_point.image_threshold,
-        "Pixel-Threshold": threshold,
-        "P-Value": prediction.p_value,
-        "Verdict": prediction.verdict,
-        "Image-Size": f"{width}x{height}",
-    }
-    seconds: dict[str, float] = {}
-    with timed(seconds, "render"):
+    prediction, threshold = inspection.prediction, inspection.detector.operating_point.pixel_threshold
+    facts = _facts(category, inspection)
+    with _rendering(service):
         if query.style == "raw":
             raw = await in_pool(service, partial(render_raw, prediction.anomaly_map))
-            box = prediction.placement.content
-            content = f"{box.x},{box.y},{box.width},{box.height}"
-            facts |= {"Map-Minimum": raw.minimum, "Map-Step": raw.step, "Map-Content": content}
+            facts |= {
+                "Map-Minimum": raw.minimum,
+                "Map-Step": raw.step,
+                "Map-Content": _text(prediction.placement.content),
+            }
             png = raw.png
         else:
             draw = partial(render_overlay, inspection.image, prediction, threshold, query.opacity)
             facts["Scale-Start"], facts["Scale-End"] = colour_scale(threshold)
             png = await in_pool(service, draw)
-    service.telemetry.stages.labels("render").observe(seconds["render"])
+    return _picture(png, facts)
+
+
+@router.post(
+    "/explain",
+    responses={200: _png(_HEADERS | _EXPLAIN_HEADERS), **_PROBLEMS, **problem_responses(NOT_EXPLAINABLE)},
+    response_class=PngResponse,
+    openapi_extra=REQUEST_BODY,
+)
+async def explain(category: str, query: Annotated[ExplainQuery, Query()], request: Request) -> Response:
+    """Show what made the score of one image; the input is that of `/score`.
+
+    Takes longer than a score, so one image is explained at a time: a second one is told to retry.
+    """
+    inspection = await explain_inspection(request, category, query.method)
+    service, explanation = service_of(request), inspection.explanation
+    assert explanation is not None
+    _count(service, category, inspection, "explain")
+    facts = _facts(category, inspection) | {
+        "Method": explanation.method,
+        "Window": _text(inspection.prediction.placement.to_original_box(explanation.window)),
+        "Full-Colour": full_colour(explanation),
+    }
+    if explanation.baseline_score is not None:
+        facts["Baseline-Score"] = explanation.baseline_score
+        facts["Attribution-Sum"] = explanation.total
+    with _rendering(service):
+        png = await in_pool(service, partial(render_explanation, inspection.image, explanation, query.opacity))
+    return _picture(png, facts)
+
+
+def _facts(category: str, inspection: Inspection) -> dict[str, object]:
+    prediction, operating_point = inspection.prediction, inspection.detector.operating_point
+    height, width = inspection.image.shape[:2]
+    return {
+        "Category": category,
+        "Version": inspection.detector.version,
+        "Image-Score": prediction.image_score,
+        "Threshold": operating_point.image_threshold,
+        "Pixel-Threshold": operating_point.pixel_threshold,
+        "P-Value": prediction.p_value,
+        "Verdict": prediction.verdict,
+        "Image-Size": f"{width}x{height}",
+    }
+
+
+def _text(box: Box) -> str:
+    return f"{box.x},{box.y},{box.width},{box.height}"
+
+
+def _picture(png: bytes, facts: dict[str, object]) -> Response:
     return PngResponse(png, headers={f"X-Plumbline-{name}": str(value) for name, value in facts.items()})
+
+
+@contextmanager
+def _rendering(service: Service) -> Iterator[None]:
+    seconds: dict[str, float] = {}
+    with timed(seconds, "render"):
+        yield
+    service.telemetry.stages.labels("render").observe(seconds["render"])
 
 
 def _count(service: Service, category: str, inspection: Inspection, output: str) -> None:

@@ -48,7 +48,7 @@ def test_every_verb_takes_json_and_a_device(run: Run, verb: str) -> None:
     ("arguments", "mentions"),
     [
         ((), ("VERB",)),
-        (("polish",), ("polish", "train", "evaluate", "score", "serve", "models", "benchmark", "demo")),
+        (("polish",), ("polish", "train", "evaluate", "score", "explain", "serve", "models", "benchmark", "demo")),
         (("--json",), ("VERB",)),
         (("train", CATEGORY), ("--data",)),
         (("train", CATEGORY, "--data", "{data}", "--steps", "0"), ("--steps", "0")),

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.service.support import CATEGORY, MAX_UPLOAD_BYTES, assert_problem, bomb, encode, part, post_head
 
 CATEGORIES = "/v1/categories"
-ROUTES = [f"{CATEGORIES}/{CATEGORY}/score", f"{CATEGORIES}/{CATEGORY}/heatmap"]
+ROUTES = [f"{CATEGORIES}/{CATEGORY}/{output}" for output in ("score", "heatmap", "explain")]
 SCORE = ROUTES[0]
 BYTES = {"content-type": "application/octet-stream"}
 
@@ -199,6 +199,9 @@ class TestMultipart:
         (ROUTES[1], {"opacity": "half"}),
         (ROUTES[1], {"style": "contour"}),
         (ROUTES[1], {"é" * 500: "x" * 300}),
+        (ROUTES[2], {"method": "lime"}),
+        (ROUTES[2], {"opacity": "2"}),
+        (ROUTES[2], {"steps": "10000"}),
     ],
 )
 def test_query(client: httpx.Client, route: str, query: dict[str, Any]) -> None:

@@ -7,9 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from models.explanation import Explanation
+from models.geometry import Box
 from models.images import Placement
 from models.prediction import Prediction, Verdict
-from service.rendering import SCALE_END, SCALE_START, colour_scale, render_overlay, render_raw
+from service.rendering import (
+    SCALE_END,
+    SCALE_START,
+    colour_scale,
+    full_colour,
+    render_explanation,
+    render_overlay,
+    render_raw,
+)
 
 SIDE = 64
 
@@ -88,6 +98,42 @@ def test_overlay_leaves_its_input_alone() -> None:
     image = grey()
     render_overlay(image, predict(flat(2.0)), 1.0)
     assert (image == 100).all()
+
+
+def explanation_of(attributions: NDArray[np.float32], width: int = SIDE, height: int = SIDE) -> Explanation:
+    window = Box(x=16, y=16, width=32, height=32)
+    return Explanation("integrated_gradients", predict(attributions, width, height), window, attributions, 0.0)
+
+
+def test_red_raises_and_blue_lowers_the_score_and_nothing_is_as_it_was() -> None:
+    attributions = flat(0)
+    attributions[20:24, 20:24], attributions[30:34, 30:34], attributions[40:44, 40:44] = 2, -2, 1
+    picture = decode(render_explanation(grey(), explanation_of(attributions), opacity=1))[:, :, ::-1].astype(int)
+    assert (picture[20:24, 20:24] == (255, 0, 0)).all()
+    assert (picture[30:34, 30:34] == (0, 0, 255)).all()
+    assert np.abs(picture[40:44, 40:44] - (178, 50, 50)).max() <= 1  # half of the way
+    assert (picture[16, 16:48] == 255).all()  # the window's outline
+    assert (picture[:15] == 100).all()
+    assert (picture[17:20, 17:47] == 100).all()
+
+
+def test_a_single_pixel_does_not_make_the_others_pale() -> None:
+    attributions = np.random.default_rng(0).uniform(-1, 1, (SIDE, SIDE)).astype(np.float32)
+    attributions[20, 20] = 1000
+    assert 0.9 < full_colour(explanation_of(attributions)) < 1
+    assert full_colour(explanation_of(flat(0))) == 0
+
+
+def test_an_explanation_of_nothing_is_the_image_and_the_window() -> None:
+    picture = decode(render_explanation(grey(), explanation_of(flat(0)), opacity=1))
+    assert (picture[17:47, 17:47] == 100).all()
+    assert (decode(render_explanation(grey(), explanation_of(flat(1)), opacity=0)) == 100).all()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (7, 300), (300, 7), (SIDE, SIDE)])
+def test_an_explanation_has_the_originals_size(width: int, height: int) -> None:
+    picture = decode(render_explanation(grey(width, height), explanation_of(flat(1.2), width, height)))
+    assert picture.shape == (height, width, 3)
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=4, max_size=4))
