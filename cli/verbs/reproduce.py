@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from training.reproduction.protocol import Protocol
-    from training.reproduction.settings import Size
 
 SIZES = ("smoke", "cpu", "paper")
 
@@ -62,9 +61,11 @@ def _semantic(options: argparse.Namespace) -> dict[str, Any]:
     from training.reproduction.semantic import Semantic
     from training.reproduction.settings import SEMANTIC
 
-    [dataset] = _chosen("--dataset", [options.dataset], DATASETS)
+    dataset: str = options.dataset
+    if dataset not in DATASETS:
+        raise UsageError(f"--dataset {dataset} is not known; accepted: {', '.join(DATASETS)}")
     classes = _chosen("--classes", options.classes, DATASETS[dataset].classes)
-    return _reproduce(lambda size: Semantic(options.data, size, classes, dataset), SEMANTIC[options.size], options)
+    return _reproduce(Semantic(options.data, SEMANTIC[options.size], classes, dataset), options)
 
 
 def _mvtec(options: argparse.Namespace) -> dict[str, Any]:
@@ -83,11 +84,10 @@ def _mvtec(options: argparse.Namespace) -> dict[str, Any]:
     if missing:
         say(f"missing in {options.data}: {', '.join(missing)}")
     categories = _chosen("--categories", options.categories, found)
-    result = _reproduce(lambda size: Defects(options.data, size, categories), MVTEC[options.size], options)
-    return {**result, "missing": missing}
+    return {**_reproduce(Defects(options.data, MVTEC[options.size], categories), options), "missing": missing}
 
 
-def _reproduce(protocol_of: Callable[[Size], Protocol], size: Size, options: argparse.Namespace) -> dict[str, Any]:
+def _reproduce(protocol: Protocol, options: argparse.Namespace) -> dict[str, Any]:
     from models.encoders import create_encoder
     from training.reproduction import report
     from training.reproduction.methods import CLASSIFIERS, METHODS
@@ -97,14 +97,16 @@ def _reproduce(protocol_of: Callable[[Size], Protocol], size: Size, options: arg
     devices = _devices(options)
     papers = [[name for name, entry in table.items() if entry.paper] for table in (METHODS, CLASSIFIERS)]
     study = Study(
-        protocol_of(size),
+        protocol,
         _chosen("--methods", options.methods, METHODS, papers[0]),
         _chosen("--classifiers", options.classifiers, CLASSIFIERS, papers[1]),
-        options.seeds or size.seeds,
+        options.seeds or protocol.size.seeds,
         options.out,
         options.keep_checkpoints,
     )
-    protocol = study.protocol
+    if not any(map(study.wanted, study.trials)):
+        raise UsageError("none of --classifiers can score any of --methods: the rotation classifier needs its head")
+    say(f"reading {options.data}")
     for subject in protocol.subjects:
         protocol.check(subject)
     for encoder in (METHODS[name].encoder for name in study.methods):

@@ -151,7 +151,9 @@ class Study:
                     f"Its: {json.dumps(found)} - now: {json.dumps(identity)}"
                 )
         else:
-            path.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+            partial.replace(path)
         cells = self.folder / CELLS
         if cells.exists():
             with cells.open("r+b") as file:  # half a line would spoil the next one

@@ -138,9 +138,9 @@ class _Crew:
         process = context.Process(target=_work, args=(self._study, device, self._threads, theirs))
         process.start()
         theirs.close()  # so that the pipe ends when the process does
-        worker = _Worker(process, ours, device, self._waiting[0][0])
-        self._workers.append(worker)
-        ours.send(self._waiting.popleft())
+        task = self._waiting.popleft()
+        self._workers.append(_Worker(process, ours, device, task[0]))
+        ours.send(task)
 
     def _listen(self, timeout: float | None) -> None:
         """Take what the workers have to say; wait for the first of it."""
@@ -148,7 +148,7 @@ class _Crew:
         for worker in [worker for worker in self._workers if worker.pipe in ready]:
             try:
                 message = worker.pipe.recv()
-            except (EOFError, ConnectionError):
+            except (EOFError, OSError):  # it ended, perhaps in the middle of a word
                 self._workers.remove(worker)
                 worker.process.join()
                 if worker.process.exitcode:
@@ -167,11 +167,11 @@ class _Crew:
                 self._failures.append(message)
             case Event():
                 self._show(message)
-                if message.ended and self._waiting:
-                    worker.trial = self._waiting[0][0]
-                    worker.pipe.send(self._waiting.popleft())
-                elif message.ended:
-                    worker.pipe.send(None)
+                if message.ended:
+                    task = self._waiting.popleft() if self._waiting else None
+                    worker.trial = task[0] if task else worker.trial
+                    with suppress(BrokenPipeError):  # it has died since: the next thing heard of it is its end
+                        worker.pipe.send(task)
 
     def _stop(self) -> None:
         """End workers that still work, each after its checkpoint, and keep what they have finished."""
@@ -179,10 +179,12 @@ class _Crew:
         for worker in self._workers:
             worker.process.terminate()  # SIGTERM: the trainer writes its checkpoint
         end = time.monotonic() + STOP_SECONDS
-        while self._workers and time.monotonic() < end:
-            self._listen(end - time.monotonic())
-        for worker in self._workers:
-            worker.process.kill()
+        try:
+            while self._workers and time.monotonic() < end:
+                self._listen(end - time.monotonic())
+        finally:
+            for worker in self._workers:
+                worker.process.kill()
 
 
 def _work(study: Study, device: torch.device, threads: int, pipe: Connection[Any, Any]) -> None:

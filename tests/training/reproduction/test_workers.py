@@ -9,13 +9,13 @@ import torch
 
 from tests.training.reproduction.support import Deadly, make_study, small
 from training.reproduction.study import Event
-from training.reproduction.workers import run_study
+from training.reproduction.workers import _Crew, run_study
 
 CPU = torch.device("cpu")
 
 
 def test_two_processes_measure_what_one_does(fashion: Path, tmp_path: Path) -> None:
-    classes = ("0", "1", "2")
+    classes = ("0", "1", "2")  # one more than there are processes
     alone, spread = (make_study(fashion, tmp_path / name, classes=classes) for name in ("alone", "spread"))
     ended: list[str] = []
 
@@ -41,12 +41,10 @@ def test_a_training_that_fails_does_not_stop_the_others(fashion: Path, tmp_path:
     assert all("lower the learning rate" in failure.reason for failure in failures)
 
 
-def test_a_process_that_dies_is_told_of_and_the_rest_is_done(fashion: Path, tmp_path: Path) -> None:
-    study = make_study(fashion, tmp_path, classes=("0", "1", "2"))
-    study = replace(study, protocol=Deadly(fashion, small(), ("0", "1", "2"), "fashion-mnist"))
+def test_a_process_that_dies_is_told_of_and_another_takes_its_place(fashion: Path, tmp_path: Path) -> None:
+    study = make_study(fashion, tmp_path)
+    study = replace(study, protocol=Deadly(fashion, small(), ("1", "0"), "fashion-mnist"))
     with study.opened():
-        failures = run_study(study, [CPU, CPU], 1, lambda event: None)
-    assert [(failure.trial.subject, failure.reason) for failure in failures] == [
-        ("1", "its process ended with status 9")
-    ]
-    assert sorted(cell.trial.subject for cell in study.cells()) == ["0", "2"]
+        [failure] = _Crew(study, 1, lambda event: None).run(study.missing(), [CPU])
+    assert (failure.trial.subject, failure.reason) == ("1", "its process ended with status 9")
+    assert [cell.trial.subject for cell in study.cells()] == ["0"]
