@@ -87,23 +87,16 @@ def test_every_option_reaches_the_configuration(run: Run, data: Path, places: tu
     ],
     ids=lambda settings: settings["name"],
 )
-def test_every_density_is_trained_evaluated_and_scores(
+def test_every_option_of_a_density_reaches_the_configuration(
     run: Run, data: Path, places: tuple[str, ...], tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     flags = {"name": "--density", "mode": "--density-mode"}
     options = [part for name, value in settings.items() for part in (flags.get(name, f"--{name}"), str(value))]
     outcome = run("train", CATEGORY, "--data", data, *places, "--json", *TINY, *options)
     assert outcome.status == 0, outcome.errors
-    models = tmp_path / "models"
-    manifest = json.loads((ModelStore(models).folder(CATEGORY, 1) / "manifest.json").read_text())["configuration"]
+    folder = ModelStore(tmp_path / "models").folder(CATEGORY, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())["configuration"]
     assert manifest["detector"]["density"].items() >= settings.items()
-    outcome = run(
-        "evaluate", CATEGORY, "--data", data, "--models", models, "--out", tmp_path / "report", "--json", *COMPUTE
-    )
-    assert outcome.status == 0, outcome.errors
-    image = next((data / CATEGORY / "train" / "good").iterdir())
-    outcome = run("score", CATEGORY, image, "--models", models, "--json", *COMPUTE)
-    assert outcome.status == 0, outcome.errors
 
 
 @pytest.mark.parametrize(
