@@ -61,6 +61,19 @@ def test_a_member_of_another_task(run: Run, arguments: tuple[str, ...], tmp_path
     assert [fit["training"]["pretext"]["name"], fit["pretexts"][0]["name"]] == ["cutpaste", "rotation"]
 
 
+def test_members_of_other_distribution_augmentations(run: Run, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    options = ("--pretext", "distribution_augmented", "--set", 'training.pretext.transforms=["rot90"]')
+    outcome = run(
+        *arguments, *options, "--member", 'transforms=["rot180", "rot270"]', "--member", 'transforms=["hflip"]'
+    )
+    assert outcome.status == 0, outcome.errors
+    detector = Detector.load(ModelStore(tmp_path / "models").folder(CATEGORY, 1), "cpu")
+    assert len(detector.scan.members) == len(set(weights(tmp_path / "models"))) == 3
+    fit = detector.training["fit"]
+    transforms = [pretext["transforms"] for pretext in (fit["training"]["pretext"], *fit["pretexts"])]
+    assert transforms == [["rot90"], ["rot180", "rot270"], ["hflip"]]
+
+
 @pytest.mark.parametrize(
     ("options", "mentions"),
     [

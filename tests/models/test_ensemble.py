@@ -109,3 +109,13 @@ def test_every_file_of_every_member_is_checked(detector: Detector, tmp_path: Pat
             Detector.load(folder, "cpu")
         path.write_bytes(content)
     Detector.load(folder, "cpu")
+
+
+@pytest.mark.cuda
+def test_cuda_scores_as_the_cpu_does(detector: Detector, tmp_path: Path) -> None:
+    on_cuda = Detector.load(saved(detector, tmp_path / "artifact"), "cuda")
+    assert {member.device.type for member in on_cuda.scan.members} == {"cuda"}
+    images = list(parts(3, 40))
+    for one, other in zip(detector.predict(images), on_cuda.predict(images), strict=True):
+        np.testing.assert_allclose(one.score_map, other.score_map, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, rtol=0, atol=1e-4)

@@ -344,3 +344,15 @@ def test_explaining_leaves_the_detector_as_it_is(tmp_path: Path) -> None:
     np.testing.assert_array_equal(before.score_map, after.score_map)
     assert all(parameter.grad is None for parameter in detector.scan.members[0].encoder.parameters())
     assert not detector.scan.members[0].encoder.training
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_cuda_explains_as_the_cpu_does(encoder: str, method: Method, tmp_path: Path) -> None:
+    detector = detector_of(member(encoder), member(encoder, seed=1))
+    detector.save(tmp_path)
+    on_cpu, on_cuda = (explain(Detector.load(tmp_path, device), DEFECTIVE, method) for device in ("cpu", "cuda"))
+    assert on_cuda.window == on_cpu.window
+    scale = np.abs(on_cpu.attributions).max()
+    np.testing.assert_allclose(on_cuda.attributions, on_cpu.attributions, rtol=0, atol=0.02 * scale)
