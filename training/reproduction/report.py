@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -14,13 +14,32 @@ from matplotlib.figure import Figure as Plot
 
 from training.reproduction.methods import CLASSIFIERS, METHODS
 from training.reproduction.paper import Figure, Key, average, paper_figures
-from training.reproduction.protocol import Protocol
+from training.reproduction.protocol import Group, Protocol
 from training.reproduction.study import Cell
 
 TABLE_CSV, TABLE_MARKDOWN, PLOT = "table.csv", "table.md", "table.png"
-COLUMNS = ("metric", "subject", "method", "classifier", "auroc", "deviation", "seeds", "paper", "paper_deviation")
+COLUMNS = (
+    "metric",
+    "method",
+    "classifier",
+    "subject",
+    "auroc",
+    "deviation",
+    "seeds",
+    "paper",
+    "paper_deviation",
+    "same_subjects",
+)
 INCHES_PER_SUBJECT, LEAST_INCHES, DOTS_PER_INCH = 0.5, 5.0, 110
 SPREAD = 0.7  # of the space between two subjects that their points take
+
+
+class Kind(NamedTuple):
+    """What is measured, and of what."""
+
+    metric: str
+    method: str
+    classifier: str
 
 
 class Line(NamedTuple):
@@ -29,17 +48,19 @@ class Line(NamedTuple):
     Attributes:
         subject: a class or category, or the name of a group with how many of it were measured.
         seeds: trainings behind the figure; the fewest of any subject for a group.
-        paper: what the paper reports for the same; None where it reports nothing.
+        paper: what the paper reports for it; None where it reports nothing.
+        is_same: whether the paper's figure is over the same subjects, so that the two may be compared.
         is_group: whether it is an average over subjects.
     """
 
     metric: str
-    subject: str
     method: str
     classifier: str
+    subject: str
     measured: Figure
     seeds: int
     paper: Figure | None
+    is_same: bool
     is_group: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -55,39 +76,29 @@ def tabulate(protocol: Protocol, cells: Sequence[Cell]) -> list[Line]:
     theirs, as in the paper. Where only some of a group were measured, its line says how many, and the paper's figure
     beside it is the average over the same ones, or, where the paper gives none for each, over all.
     """
-    values: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[Kind, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         for metric, value in cell.figures.items():
-            values[metric, cell.trial.method, cell.classifier][cell.trial.subject].append(value)
-    order = {name: index for index, name in enumerate((*METHODS, *CLASSIFIERS))}
-    lines: list[Line] = []
-    for metric, method, classifier in sorted(
-        values, key=lambda key: (list(protocol.paper_datasets).index(key[0]), order[key[1]], order[key[2]])
-    ):
-        by_subject = values[metric, method, classifier]
-        subjects = [name for name in protocol.groups[-1].members if name in by_subject]
-        measured = {name: _over_seeds(by_subject[name]) for name in subjects}
-        for name in subjects:
-            paper = _paper(protocol, metric, name, method, classifier)
-            seeds = len(by_subject[name])
-            lines.append(Line(metric, name, method, classifier, measured[name], seeds, paper, False))
-        for group in protocol.groups:
-            present = [name for name in group.members if name in measured]
-            if present:
-                lines.append(
-                    Line(
-                        metric,
-                        group.name if len(present) == len(group.members)
-                        else f"{group.name} ({len(present)} of {len(group.members)})",
-                        method,
-                        classifier,
-                        average([measured[name] for name in present]),
-                        min(len(by_subject[name]) for name in present),
-                        _paper_group(protocol, metric, group.name, group.members, present, method, classifier),
-                        True,
-                    )
-                )  # fmt: skip
-    return lines
+            values[Kind(metric, cell.trial.method, cell.classifier)][cell.trial.subject].append(value)
+    order = {name: place for place, name in enumerate((*protocol.paper_datasets, *METHODS, *CLASSIFIERS))}
+    kinds = sorted(values, key=lambda kind: [order[name] for name in kind])
+    return [line for kind in kinds for line in _lines(protocol, kind, values[kind])]
+
+
+def _lines(protocol: Protocol, kind: Kind, values: Mapping[str, Sequence[float]]) -> Iterator[Line]:
+    """The lines of one metric, method and classifier, of which ``values`` has each subject's figures."""
+    subjects = [name for name in protocol.groups[-1].members if name in values]
+    measured = {name: _over_seeds(values[name]) for name in subjects}
+    for name in subjects:
+        yield Line(*kind, name, measured[name], len(values[name]), _paper(protocol, kind, name), True, False)
+    for group in protocol.groups:
+        present = [name for name in group.members if name in measured]
+        if present:
+            whole = len(present) == len(group.members)
+            label = group.name if whole else f"{group.name} ({len(present)} of {len(group.members)})"
+            figure = average([measured[name] for name in present])
+            seeds = min(len(values[name]) for name in present)
+            yield Line(*kind, label, figure, seeds, *_paper_group(protocol, kind, group, present), True)
 
 
 def markdown(lines: Sequence[Line]) -> str:
@@ -97,7 +108,8 @@ def markdown(lines: Sequence[Line]) -> str:
         chosen = [line for line in lines if line.metric == metric]
         rows = [("subject", "method", "classifier", "measured", "seeds", "paper", "difference")]
         for line in chosen:
-            difference = "" if line.paper is None else f"{line.measured.mean - line.paper.mean:+.1f}"
+            comparable = line.paper if line.is_same else None
+            difference = "" if comparable is None else f"{line.measured.mean - comparable.mean:+.1f}"
             emphasis = "**" if line.is_group else ""
             rows.append(
                 (
@@ -126,7 +138,7 @@ def write(folder: Path, lines: Sequence[Line], title: str) -> None:
             writer.writerow(COLUMNS)
             for line in lines:
                 paper = line.paper or (None, None)
-                writer.writerow([*line[:4], *line.measured, line.seeds, *paper])
+                writer.writerow([*line[:4], *line.measured, line.seeds, *paper, line.is_same])
         (staging / TABLE_MARKDOWN).write_text(f"# {title}\n\n{markdown(lines)}", encoding="utf-8")
         plot(lines, title).savefig(staging / PLOT, dpi=DOTS_PER_INCH)
         for file_name in (TABLE_CSV, TABLE_MARKDOWN, PLOT):
@@ -137,15 +149,15 @@ def plot(lines: Sequence[Line], title: str) -> Plot:
     """A panel a metric: what was measured as dots with their deviation, the paper's as open diamonds beside them."""
     metrics = list(dict.fromkeys(line.metric for line in lines))
     subjects = list(dict.fromkeys(line.subject for line in lines))
-    kinds = list(dict.fromkeys((line.method, line.classifier) for line in lines))
-    width = max(LEAST_INCHES, INCHES_PER_SUBJECT * len(subjects) * max(1, len(kinds) / 3) + 2)
+    pairs = list(dict.fromkeys((line.method, line.classifier) for line in lines))
+    width = max(LEAST_INCHES, INCHES_PER_SUBJECT * len(subjects) * max(1, len(pairs) / 3) + 2)
     figure = Plot(figsize=(width, 4 * len(metrics)), layout="constrained")
     for axes, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics, strict=True):
-        for number, (method, classifier) in enumerate(kinds):
+        for number, (method, classifier) in enumerate(pairs):
             chosen = [
                 line for line in lines if (line.metric, line.method, line.classifier) == (metric, method, classifier)
             ]
-            shift = SPREAD * ((number + 0.5) / len(kinds) - 0.5)
+            shift = SPREAD * ((number + 0.5) / len(pairs) - 0.5)
             places = [subjects.index(line.subject) + shift for line in chosen]
             colour = f"C{number % 10}"
             axes.errorbar(
@@ -167,27 +179,21 @@ def _over_seeds(values: Sequence[float]) -> Figure:
     return Figure(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
-def _paper(protocol: Protocol, metric: str, subject: str, method: str, classifier: str) -> Figure | None:
-    row, column = METHODS[method].paper, CLASSIFIERS[classifier].paper
+def _paper(protocol: Protocol, kind: Kind, subject: str) -> Figure | None:
+    row, column = METHODS[kind.method].paper, CLASSIFIERS[kind.classifier].paper
     if row is None or column is None:
         return None
-    return paper_figures().get(Key(protocol.paper_datasets[metric], subject, row, column))
+    return paper_figures().get(Key(protocol.paper_datasets[kind.metric], subject, row, column))
 
 
-def _paper_group(
-    protocol: Protocol,
-    metric: str,
-    group: str,
-    members: Sequence[str],
-    present: Sequence[str],
-    method: str,
-    classifier: str,
-) -> Figure | None:
-    each = [_paper(protocol, metric, name, method, classifier) for name in present]
+def _paper_group(protocol: Protocol, kind: Kind, group: Group, present: Sequence[str]) -> tuple[Figure | None, bool]:
+    """The paper's average for a group, and whether it is over those that are present and no others."""
+    each = [_paper(protocol, kind, name) for name in present]
     known = [figure for figure in each if figure is not None]
-    if len(present) < len(members) and len(known) == len(present):
-        return average(known)
-    return _paper(protocol, metric, group, method, classifier)
+    whole = len(present) == len(group.members)
+    if not whole and len(known) == len(present):
+        return average(known), True
+    return _paper(protocol, kind, group.name), whole
 
 
 def _row(values: Sequence[str], widths: Sequence[int]) -> str:

@@ -73,7 +73,7 @@ MVTEC: Mapping[str, Size] = {
     "smoke": Size(encoder=DensePatchConfiguration(width=2, embedding="last"), steps=3, batch_size=4, fit=64, seeds=1),
     "cpu": Size(
         encoder=DensePatchConfiguration(width=16, embedding="last"),
-        steps=1500, batch_size=64, fit=4096,
+        steps=600, batch_size=64, fit=4096,
     ),
     "paper": Size(encoder=ResNet18PatchConfiguration()),
 }  # fmt: skip
