@@ -30,9 +30,10 @@ class RotationClassifierConfiguration(BaseModel):
 class RotationClassifier(Density):
     """How surely the head that rotation prediction trained tells which way round a window x is.
 
-    ``all_rotations`` is sum_y p(y | rot90(x, y)) over the four rotations, in [0, 4]; ``upright`` is p(0 | x), in
-    [0, 1]. It learns nothing from embeddings and scores none: the head takes features before normalisation, and of the
-    window turned four ways. ``adopt`` hands it the trained head in place of ``fit``.
+    ``all_rotations`` is sum_y log p(y | rot90(x, y)) over the four rotations: it ranks as their product, which is what
+    the authors' code evaluates. ``upright`` is log p(0 | x). No score is above 0. It learns nothing from embeddings and
+    scores none: the head takes features before normalisation, and of the window turned four ways. ``adopt`` hands it
+    the trained head in place of ``fit``.
 
     Attributes:
         dimension: length F of the encoder's features.
@@ -70,7 +71,7 @@ class RotationClassifier(Density):
         scanned = images[:, :, :height, :width]
         rotations = range(ROTATIONS if self.configuration.score == "all_rotations" else 1)
         with torch.no_grad():
-            maps = [self._probability(encoder, scanned, rotation) for rotation in rotations]
+            maps = [self._log_probability(encoder, scanned, rotation) for rotation in rotations]
         return torch.stack(maps).sum(dim=0)
 
     def scores(self, queries: Tensor) -> NoReturn:
@@ -88,12 +89,12 @@ class RotationClassifier(Density):
         head.load_state_dict({name.removeprefix(HEAD): state[name] for name in state if name.startswith(HEAD)})
         self._head = head.to(self.device).eval()
 
-    def _probability(self, encoder: Encoder, images: Tensor, rotation: int) -> Tensor:
-        """p(rotation | the window turned by it): (B, 3, H, W) -> (B, h, w)."""
+    def _log_probability(self, encoder: Encoder, images: Tensor, rotation: int) -> Tensor:
+        """log p(rotation | the window turned by it): (B, 3, H, W) -> (B, h, w)."""
         features = encoder.features(torch.rot90(images, rotation, dims=(2, 3)))  # (B, F, h or w, w or h)
         logits = self._head(window_vectors(features))
-        probabilities = logits.softmax(dim=1)[:, rotation].view(len(images), *features.shape[2:])
-        return torch.rot90(probabilities, -rotation, dims=(1, 2))
+        log_probabilities = logits.log_softmax(dim=1)[:, rotation].view(len(images), *features.shape[2:])
+        return torch.rot90(log_probabilities, -rotation, dims=(1, 2))
 
 
 def _scanned(length: int, encoder: Encoder) -> int:
