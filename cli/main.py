@@ -24,6 +24,7 @@ VERBS = {
     "models": "list, show, activate and verify trained versions",
     "benchmark": "measure speed on this machine",
     "reproduce": "measure the paper's tables again",
+    "analyse": "run the paper's ablations and analyses",
     "data": "fetch a data set of the paper",
 }
 

@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("models", "training", "service", "cli", "client", "benchmarks")
-VERBS = ("demo", "train", "evaluate", "score", "serve", "models", "benchmark", "reproduce", "data")
+VERBS = ("demo", "train", "evaluate", "score", "serve", "models", "benchmark", "reproduce", "analyse", "data")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 

@@ -39,26 +39,26 @@ class Defects(Protocol):
         return MVTEC_GEOMETRY
 
     @property
-    def paper_datasets(self) -> Mapping[str, str]:
+    def paper_datasets(self) -> Mapping[str, str | None]:
         return {DETECTION: "MVTec AD detection", LOCALIZATION: "MVTec AD localization"}
 
     @property
     def groups(self) -> Sequence[Group]:
         return [Group("object", OBJECTS), Group("texture", TEXTURES), Group("all", OBJECTS + TEXTURES)]
 
-    def check(self, subject: str) -> None:
-        dataset = open_dataset(self.data, subject)
+    def check(self, trial: Trial) -> None:
+        dataset = open_dataset(self.data, trial.subject)
         kinds = {sample.defect == GOOD for sample in dataset.test}
         if kinds != {True, False}:
             raise DataError(f"{dataset.root}/test must hold both {GOOD} images and defective ones to be measured")
 
-    def train_images(self, subject: str) -> NDArray[np.uint8]:
-        return _load(self.data, subject, self.geometry.image_size, train=True).images
+    def train_images(self, trial: Trial) -> NDArray[np.uint8]:
+        return _load(self.data, trial.subject, self.geometry.image_size, train=True).images
 
     def measure(
         self, trial: Trial, trainer: Trainer, classifiers: Mapping[str, Classifier], device: torch.device
     ) -> Iterator[Measured]:
-        train = self.train_images(trial.subject)
+        train = self.train_images(trial)
         samples = open_dataset(self.data, trial.subject).test
         test = _load(self.data, trial.subject, self.geometry.image_size, train=False)
         masks = np.stack([load_mask(*pair) for pair in zip(samples, test.placements, strict=True)])

@@ -54,11 +54,13 @@ class Method:
         paper: the name of its rows in the paper's tables; None where it has none.
         pretext: the task that it is learned by.
         encoder: the pretrained network that it begins with; None for the one of the study's size.
+        batch_size: images a step; None for the size's, or else the paper's.
     """
 
     paper: str | None
     pretext: PretextConfiguration
     encoder: EncoderConfiguration | None = None
+    batch_size: int | None = None
 
     @property
     def copies(self) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.encoders import EncoderConfiguration
 from models.geometry import ScanGeometry
-from training.reproduction.methods import METHODS, Classifier
+from training.reproduction.methods import CLASSIFIERS, METHODS, Classifier, Method
 from training.reproduction.settings import Size
 from training.trainer import Trainer
 
@@ -33,7 +33,7 @@ class Trial(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one classifier reached on one representation, by the name of the metric, in percent."""
+    """What one classifier reached on one representation, by the name of the metric; AUROC in percent."""
 
     classifier: str
     figures: dict[str, float]
@@ -70,14 +70,24 @@ class Protocol(ABC):
     def geometry(self) -> ScanGeometry:
         """Of the encoder."""
 
+    @property
+    def methods(self) -> Mapping[str, Method]:
+        """Representations that there are, by name, in the order of the tables."""
+        return METHODS
+
+    @property
+    def classifiers(self) -> Mapping[str, Classifier]:
+        """One-class classifiers that there are, likewise."""
+        return CLASSIFIERS
+
     def encoder(self, trial: Trial) -> EncoderConfiguration:
         """The method's own network, or that of the size."""
-        return METHODS[trial.method].encoder or self.size.encoder
+        return self.methods[trial.method].encoder or self.size.encoder
 
     @property
     @abstractmethod
-    def paper_datasets(self) -> Mapping[str, str]:
-        """The name that the paper's tables give each metric's data set; its keys are the metrics."""
+    def paper_datasets(self) -> Mapping[str, str | None]:
+        """The name that the paper's tables give each metric's data set, if any; its keys are the metrics."""
 
     @property
     @abstractmethod
@@ -85,11 +95,11 @@ class Protocol(ABC):
         """What is averaged over, the last of them over all subjects."""
 
     @abstractmethod
-    def check(self, subject: str) -> None:
-        """Raise a DataError where ``subject`` cannot be measured, before hours of training."""
+    def check(self, trial: Trial) -> None:
+        """Raise a DataError where ``trial`` cannot be measured, before hours of training."""
 
     @abstractmethod
-    def train_images(self, subject: str) -> NDArray[np.uint8]:
+    def train_images(self, trial: Trial) -> NDArray[np.uint8]:
         """(N, S, S, 3) good images to train the representation on and to fit the classifiers on."""
 
     @abstractmethod

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure as Plot
 
-from training.reproduction.methods import CLASSIFIERS, METHODS
 from training.reproduction.paper import Figure, Key, average, paper_figures
 from training.reproduction.protocol import Group, Protocol
 from training.reproduction.study import Cell
 
-TABLE_CSV, TABLE_MARKDOWN, PLOT = "table.csv", "table.md", "table.png"
+TABLE = "table"
 COLUMNS = (
     "metric",
     "method",
@@ -80,7 +79,7 @@ def tabulate(protocol: Protocol, cells: Sequence[Cell]) -> list[Line]:
     for cell in cells:
         for metric, value in cell.figures.items():
             values[Kind(metric, cell.trial.method, cell.classifier)][cell.trial.subject].append(value)
-    order = {name: place for place, name in enumerate((*protocol.paper_datasets, *METHODS, *CLASSIFIERS))}
+    order = {name: place for place, name in enumerate((*protocol.paper_datasets, *protocol.methods, *protocol.classifiers))}
     kinds = sorted(values, key=lambda kind: [order[name] for name in kind])
     return [line for kind in kinds for line in _lines(protocol, kind, values[kind])]
 
@@ -117,11 +116,16 @@ def markdown(lines: Sequence[Line]) -> str:
                     str(line.seeds), "" if line.paper is None else written(line.paper), difference,
                 )
             )  # fmt: skip
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        text = [_row(row, widths) for row in rows]
-        text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-        parts.append(f"{metric}, percent\n\n" + "\n".join(text) + "\n")
+        parts.append(f"{metric}, percent\n\n{aligned(rows)}")
     return "\n".join(parts)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that reads well as text too; its first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    text = [_row(row, widths) for row in rows]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(text) + "\n"
 
 
 def written(figure: Figure) -> str:
@@ -130,19 +134,21 @@ def written(figure: Figure) -> str:
 
 
 def write(folder: Path, lines: Sequence[Line], title: str) -> None:
-    """Write table.csv, table.md and table.png; those that are there are replaced one by one."""
-    with tempfile.TemporaryDirectory(prefix=".table-", dir=folder) as name:
-        staging = Path(name)
-        with (staging / TABLE_CSV).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for line in lines:
-                paper = line.paper or (None, None)
-                writer.writerow([*line[:4], *line.measured, line.seeds, *paper, line.is_same])
-        (staging / TABLE_MARKDOWN).write_text(f"# {title}\n\n{markdown(lines)}", encoding="utf-8")
-        plot(lines, title).savefig(staging / PLOT, dpi=DOTS_PER_INCH)
-        for file_name in (TABLE_CSV, TABLE_MARKDOWN, PLOT):
-            (staging / file_name).replace(folder / file_name)
+    """Write table.csv, table.md and table.png."""
+    rows = [[*line[:4], *line.measured, line.seeds, *(line.paper or (None, None)), line.is_same] for line in lines]
+    write_table(folder, TABLE, [COLUMNS, *rows], f"# {title}\n\n{markdown(lines)}", plot(lines, title))
+
+
+def write_table(folder: Path, name: str, rows: Sequence[Sequence[object]], text: str, figure: Plot) -> None:
+    """Write a table as CSV, Markdown and a plot, each under ``name``; those that are there are replaced one by one."""
+    with tempfile.TemporaryDirectory(prefix=".table-", dir=folder) as staging:
+        table, document, picture = (Path(staging) / f"{name}.{ending}" for ending in ("csv", "md", "png"))
+        with table.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        document.write_text(text, encoding="utf-8")
+        figure.savefig(picture, dpi=DOTS_PER_INCH)
+        for path in (table, document, picture):
+            path.replace(folder / path.name)
 
 
 def plot(lines: Sequence[Line], title: str) -> Plot:
@@ -180,10 +186,11 @@ def _over_seeds(values: Sequence[float]) -> Figure:
 
 
 def _paper(protocol: Protocol, kind: Kind, subject: str) -> Figure | None:
-    row, column = METHODS[kind.method].paper, CLASSIFIERS[kind.classifier].paper
-    if row is None or column is None:
+    dataset = protocol.paper_datasets[kind.metric]
+    row, column = protocol.methods[kind.method].paper, protocol.classifiers[kind.classifier].paper
+    if dataset is None or row is None or column is None:
         return None
-    return paper_figures().get(Key(protocol.paper_datasets[kind.metric], subject, row, column))
+    return paper_figures().get(Key(dataset, subject, row, column))
 
 
 def _paper_group(protocol: Protocol, kind: Kind, group: Group, present: Sequence[str]) -> tuple[Figure | None, bool]:

@@ -56,46 +56,56 @@ class Semantic(Protocol):
         return self.size.image_size or self.source.image_size
 
     @property
-    def paper_datasets(self) -> Mapping[str, str]:
+    def paper_datasets(self) -> Mapping[str, str | None]:
         return {"auroc": self.source.paper}
 
     @property
     def groups(self) -> Sequence[Group]:
         return [Group(MEAN, self.source.classes)]
 
-    def check(self, subject: str) -> None:
-        _load(self.dataset, self.data, self._side)
+    @property
+    def split(self) -> Split:
+        """The images of all classes."""
+        return _load(self.dataset, self.data, self._side)
 
-    def train_images(self, subject: str) -> NDArray[np.uint8]:
-        images, labels = _load(self.dataset, self.data, self._side).train
-        chosen: NDArray[np.uint8] = images[labels == self.source.classes.index(subject)]
+    def number(self, trial: Trial) -> int:
+        """The label of the class that is the normal one."""
+        return self.source.classes.index(trial.subject)
+
+    def check(self, trial: Trial) -> None:
+        _ = self.split
+
+    def train_images(self, trial: Trial) -> NDArray[np.uint8]:
+        images, labels = self.split.train
+        chosen: NDArray[np.uint8] = images[labels == self.number(trial)]
         return chosen
+
+    def test_images(self) -> Labelled:
+        """The same ones for every trial."""
+        images, labels = self.split.test
+        if self.size.test is None or self.size.test >= len(labels):
+            return Labelled(images, labels)
+        chosen = np.random.default_rng(TEST_SEED).permutation(len(labels))[: self.size.test]
+        return Labelled(images[chosen], labels[chosen])
 
     def measure(
         self, trial: Trial, trainer: Trainer, classifiers: Mapping[str, Classifier], device: torch.device
     ) -> Iterator[Measured]:
-        images, labels = self._test()
-        anomalous = labels != self.source.classes.index(trial.subject)
-        train = self.train_images(trial.subject)
+        images, labels = self.test_images()
+        anomalous = labels != self.number(trial)
+        train = self.train_images(trial)
         chosen = np.random.default_rng(trial.seed).permutation(len(train))[: self.size.fit]
         encoder = trainer.encoder
-        learned, embedded = _every(train[chosen], encoder, device), _every(images, encoder, device)
+        learned, embedded = compute_all(train[chosen], encoder, device), compute_all(images, encoder, device)
         for name, classifier in classifiers.items():
             density = create_density(classifier.density, device)
             if isinstance(density, RotationClassifier):
                 assert isinstance(trainer.task, Rotation)  # Method.fits has seen to it
                 density.adopt(trainer.task.head)
-                scores = _every(images, partial(density.score_map, encoder), device)
+                scores = compute_all(images, partial(density.score_map, encoder), device)
             else:
                 scores = density.fit(learned).score_samples(embedded)
             yield Measured(name, {"auroc": 100 * auroc(anomalous, -scores)})
-
-    def _test(self) -> Labelled:
-        images, labels = _load(self.dataset, self.data, self._side).test
-        if self.size.test is None or self.size.test >= len(labels):
-            return Labelled(images, labels)
-        chosen = np.random.default_rng(TEST_SEED).permutation(len(labels))[: self.size.test]
-        return Labelled(images[chosen], labels[chosen])
 
 
 @cache
@@ -105,7 +115,9 @@ def _load(dataset: str, folder: Path, side: int) -> Split:
 
 
 @torch.inference_mode()
-def _every(images: NDArray[np.uint8], compute: Callable[[Tensor], Tensor], device: torch.device) -> NDArray[np.float32]:
+def compute_all(
+    images: NDArray[np.uint8], compute: Callable[[Tensor], Tensor], device: torch.device
+) -> NDArray[np.float32]:
     """What ``compute`` makes of images (B, 3, S, S): embeddings (B, D, 1, 1) or scores (B, 1, 1), as (N, D) or (N,)."""
     parts = []
     for start in range(0, len(images), BATCH):

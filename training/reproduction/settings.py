@@ -48,7 +48,7 @@ class Size(BaseModel):
         """Stage 1 for ``images`` training images.
 
         An epoch of the paper is one pass over them and their copies, without the incomplete batch. A pretrained network
-        is only tuned: its task's own number of steps holds.
+        is only tuned: its task's own number of steps holds. Another batch sees as many images in fewer or more steps.
         """
         asked = {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
         settings = {
@@ -56,8 +56,12 @@ class Size(BaseModel):
             **PRESETS.get(method.pretext.name, {}),
             **{name: value for name, value in asked.items() if value is not None},
         }
+        usual = settings["batch_size"]
+        batch = settings["batch_size"] = method.batch_size or usual
         if self.steps is None and method.encoder is None:
-            settings["steps"] = PAPER_EPOCHS * max(1, method.copies * images // settings["batch_size"])
+            settings["steps"] = PAPER_EPOCHS * max(1, method.copies * images // batch)
+        elif batch != usual:
+            settings["steps"] = max(1, settings["steps"] * usual // batch)
         return TrainingConfiguration.model_validate({**settings, "pretext": method.pretext, "seed": seed})
 
 

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import torch
 
-from training.reproduction.methods import CLASSIFIERS, METHODS
 from training.reproduction.protocol import Protocol, Trial
 from training.trainer import CHECKPOINT_FILE, Progress, Trainer, TrainingSettingsError
 
@@ -37,7 +36,7 @@ class StudyError(TrainingSettingsError):
 
 
 class Cell(NamedTuple):
-    """What one classifier reached on one trial: figures in percent by the name of the metric, and how it was made.
+    """What one classifier reached on one trial: figures by the name of the metric, and how it was made.
 
     ``seconds`` is the time of this classifier alone, or with it the training's, for the first one after it.
     """
@@ -66,7 +65,7 @@ class Study:
 
     Attributes:
         protocol: what is trained on and measured.
-        methods, classifiers: names of ``METHODS`` and ``CLASSIFIERS``; every pair that exists is a cell.
+        methods, classifiers: names of the protocol's; every pair that exists is a cell.
         seeds: trainings of each representation, numbered from 0.
         folder: of the study.
         keep_checkpoints: leave the last checkpoint of a training that is measured, for classifiers to come.
@@ -91,7 +90,8 @@ class Study:
 
     def wanted(self, trial: Trial) -> tuple[str, ...]:
         """The classifiers that ``trial`` is to be measured with: those that fit its method."""
-        return tuple(name for name in self.classifiers if METHODS[trial.method].fits(CLASSIFIERS[name]))
+        method, known = self.protocol.methods[trial.method], self.protocol.classifiers
+        return tuple(name for name in self.classifiers if method.fits(known[name]))
 
     def cells(self) -> list[Cell]:
         """The finished ones, also those of other methods, subjects and seeds than are wanted now."""
@@ -193,7 +193,7 @@ def run_trial(
     Args:
         study: what it belongs to.
         trial: which one.
-        classifiers: names of ``CLASSIFIERS``.
+        classifiers: names of the protocol's.
         device: where to compute.
         keep: given each cell as soon as it is finished.
         show: told how it goes.
@@ -203,15 +203,15 @@ def run_trial(
     """
     started = time.monotonic()
     show(Event(trial, "reading images"))
-    protocol, method = study.protocol, METHODS[trial.method]
-    images = protocol.train_images(trial.subject)
-    configuration = protocol.size.training(method, len(images), trial.seed)
+    protocol = study.protocol
+    images = protocol.train_images(trial)
+    configuration = protocol.size.training(protocol.methods[trial.method], len(images), trial.seed)
     folder = study.run_folder(trial)
     trainer = Trainer(configuration, protocol.encoder(trial), protocol.geometry, images, device, folder)
     trainer.resume()
     trainer.run(lambda progress: show(Event(trial, "training", progress)))
     show(Event(trial, "measuring"))
-    chosen = {name: CLASSIFIERS[name] for name in classifiers}
+    chosen = {name: protocol.classifiers[name] for name in classifiers}
     for measured in protocol.measure(trial, trainer, chosen, device):
         now = time.monotonic()
         facts = (len(images), configuration.steps_to_run, now - started, str(device))

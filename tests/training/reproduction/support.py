@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.encoders import DensePatchConfiguration
+from training.reproduction.protocol import Trial
 from training.reproduction.semantic import Semantic
 from training.reproduction.settings import Size
 from training.reproduction.study import Study
@@ -18,12 +19,12 @@ from training.reproduction.study import Study
 CLASSES, TRAIN, TEST = 10, 12, 6  # images of each class
 
 
-def write_fashion_mnist(folder: Path) -> Path:
+def write_fashion_mnist(folder: Path, train: int = TRAIN) -> Path:
     """Bars in a place of their class's own under noise, in the files that torchvision's loader reads."""
     random = np.random.default_rng(0)
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
-    for part, count in (("train", TRAIN), ("t10k", TEST)):
+    for part, count in (("train", train), ("t10k", TEST)):
         labels = np.tile(np.arange(CLASSES, dtype=np.uint8), count)
         images = random.integers(0, 60, (len(labels), 28, 28), dtype=np.uint8)
         for image, label in zip(images, labels, strict=True):
@@ -51,7 +52,7 @@ def make_study(
 class Deadly(Semantic):
     """Ends the process that works on class 1, as the system does when memory runs out."""
 
-    def train_images(self, subject: str) -> NDArray[np.uint8]:
-        if subject == "1":
+    def train_images(self, trial: Trial) -> NDArray[np.uint8]:
+        if trial.subject == "1":
             os._exit(9)
-        return super().train_images(subject)
+        return super().train_images(trial)

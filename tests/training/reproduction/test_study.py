@@ -187,7 +187,7 @@ def test_an_epoch_is_a_pass_without_the_incomplete_batch(fashion: Path, tmp_path
 def test_fewer_test_images_are_the_same_ones_every_time(fashion: Path) -> None:
     protocol = make_study(fashion, Path(), test=20).protocol
     assert isinstance(protocol, Semantic)
-    first, second = protocol._test(), protocol._test()
+    first, second = protocol.test_images(), protocol.test_images()
     assert len(first.labels) == 20 < 10 * TEST
     np.testing.assert_array_equal(first.images, second.images)
 
