@@ -79,7 +79,9 @@ def tabulate(protocol: Protocol, cells: Sequence[Cell]) -> list[Line]:
     for cell in cells:
         for metric, value in cell.figures.items():
             values[Kind(metric, cell.trial.method, cell.classifier)][cell.trial.subject].append(value)
-    order = {name: place for place, name in enumerate((*protocol.paper_datasets, *protocol.methods, *protocol.classifiers))}
+    order = {
+        name: place for place, name in enumerate((*protocol.paper_datasets, *protocol.methods, *protocol.classifiers))
+    }
     kinds = sorted(values, key=lambda kind: [order[name] for name in kind])
     return [line for kind in kinds for line in _lines(protocol, kind, values[kind])]
 

@@ -80,7 +80,7 @@ def test_f_is_what_the_tables_measure_and_g_of_rotnet_is_f(protocol: Variations,
 
 def test_outliers_are_of_other_classes_and_make_up_their_share(protocol: Variations) -> None:
     images, own = protocol.training(Trial("3", "rotation contamination 10", 0))
-    assert (len(images), np.count_nonzero(own)) == (TRAIN + 12, TRAIN)  # 12 of 122 are 10 percent
+    assert (len(images), int(own.sum())) == (TRAIN + 12, TRAIN)  # 12 of 122 are 10 percent
     everything, labels = protocol.split.train
     label_of = {image.tobytes(): label for image, label in zip(everything, labels, strict=True)}
     found = np.array([label_of[image.tobytes()] for image in images])

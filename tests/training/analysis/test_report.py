@@ -104,7 +104,7 @@ def test_files_hold_the_table(tmp_path: Path) -> None:
 
 def test_the_plot_has_the_figures_in_their_places() -> None:
     drawn = plot("uniformity", rows_of("uniformity", uniformity()), "title").axes[0]
-    f, g = (container.lines[0] for container in drawn.containers)
+    f, g = (line for line in drawn.lines if line.get_marker() == "o")
     np.testing.assert_allclose(np.asarray(f.get_xdata(), float), [-1, -2, -4])
     np.testing.assert_allclose(np.asarray(g.get_xdata(), float), [-1, -2, -4])
     np.testing.assert_allclose(np.asarray(g.get_ydata(), float), [77, 74, 68])
