@@ -86,7 +86,7 @@ def carry_out(study: Study, options: argparse.Namespace, tabulate: Callable[[], 
     Args:
         study: not yet opened.
         options: of ``add_study``.
-        tabulate: writes and prints the table; what it returns joins the result.
+        tabulate: writes and prints the table; what it returns, ``table`` among it, joins the result.
 
     Raises:
         PartlyFailed: where a training failed; the others are in the table.
@@ -114,7 +114,8 @@ def carry_out(study: Study, options: argparse.Namespace, tabulate: Callable[[], 
             "failed": [{"trial": failure.trial.label, "error": failure.reason} for failure in failures],
         }
         left = sum(map(len, study.missing().values()))
-    print(f"written to {study.folder}")
+    if result["table"]:
+        print(f"written to {study.folder}")
     if left:
         reasons = "; ".join(f"{failure.trial.label}: {failure.reason}" for failure in failures)
         raise PartlyFailed(f"{left} figures could not be measured: {reasons or 'workers died'}", result, FAILED)

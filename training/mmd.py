@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy: how far embeddings are from uniform on the sphere (Sohn et al., section 5)."""
+"""Maximum mean discrepancy: how far embeddings are from uniform on the sphere (Sohn et al.)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-GAMMA = 2.0  # the paper names no kernel; this is the one of Wang and Isola's uniformity (ICML 2020)
+GAMMA = 2.0  # of Wang and Isola's uniformity (ICML 2020); which kernel Sohn et al. took is not known here
 SAMPLES = 2000  # of either distribution: kernel matrices of 32 MB
 UNIFORM_SEED = 0  # the same uniform sample for every representation of one dimension
 

@@ -195,7 +195,7 @@ ANALYSES: Mapping[str, Analysis] = {
         lambda base, value: _with(base, turned=value == "turned"),
     ),
     "uniformity": Analysis(
-        "how far embeddings are from uniform on the sphere, and how well they do (section 5)",
+        "how far embeddings are from uniform on the sphere, and how well they do",
         "model",
         ("contrastive",),
         (*(f"batch-size {value}" for value in _BATCHES), *(f"head-depth {value}" for value in _DEPTHS)),

@@ -182,7 +182,8 @@ def plot(name: str, rows: Sequence[Row], title: str) -> Plot:
     else:
         axes.set_xticks(range(len(ticks)), ticks, rotation=30, ha="right")
         axes.set_xlabel(analysis.setting if len(values) > 1 else "kernel density of")
-    axes.set(ylabel="AUROC (percent)", title=f"{title} (diamonds: the paper)")
+    axes.set_ylabel("AUROC (percent)")
+    axes.set_title(f"{title} (diamonds: the paper)", fontsize=10)
     axes.grid(axis="y", color="#dddddd")
     axes.legend(fontsize=8)
     return figure
