@@ -26,6 +26,7 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the study; what is finished in it stays")
     parser.add_argument("--size", choices=SIZES, default="cpu", help="what it may cost (default: %(default)s)")
     parser.add_argument("--steps", type=positive_integer, help="of each training (default: the size's)")
+    parser.add_argument("--learning-rate", type=float, help="at the beginning of each (default: the size's)")
     parser.add_argument("--seeds", type=positive_integer, help="trainings of each (default: the size's)")
     parser.add_argument("--workers", type=positive_integer, help="processes (default: one for each GPU, or one)")
     parser.add_argument(
@@ -69,15 +70,20 @@ def chosen(
 
 
 def size_of(sizes: Mapping[str, Size], options: argparse.Namespace) -> Size:
-    """The size that was asked for, with the number of steps that was."""
+    """The size that was asked for, with the schedule that was."""
     size = sizes[options.size]
-    return size if options.steps is None else size.model_copy(update={"steps": options.steps})
+    return type(size).model_validate({**size.model_dump(), **_schedule(options)})
 
 
 def title(study: Study, options: argparse.Namespace) -> str:
     """Of its table."""
-    steps = f", {options.steps} steps" if options.steps else ""
-    return f"{study.protocol.name}, size {options.size}{steps}"
+    schedule = "".join(f", {name.replace('_', ' ')} {value:g}" for name, value in _schedule(options).items())
+    return f"{study.protocol.name}, size {options.size}{schedule}"
+
+
+def _schedule(options: argparse.Namespace) -> dict[str, float]:
+    given = {"steps": options.steps, "learning_rate": options.learning_rate}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def carry_out(study: Study, options: argparse.Namespace, tabulate: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,19 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("models", "training", "service", "cli", "client", "benchmarks")
-VERBS = ("demo", "train", "evaluate", "score", "serve", "models", "benchmark", "reproduce", "analyse", "data")
+VERBS = (
+    "demo",
+    "train",
+    "evaluate",
+    "score",
+    "serve",
+    "models",
+    "benchmark",
+    "reproduce",
+    "analyse",
+    "data",
+    "explain",
+)
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -85,6 +97,20 @@ def test_console_script_has_the_verb(verb: str) -> None:
     result = run(Path(sys.executable).with_name("plumbline"), verb, "--help")
     assert result.returncode == 0, result.stderr
     assert verb in result.stdout
+
+
+@pytest.mark.parametrize(
+    "document", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda path: path.name
+)
+def test_what_a_document_names_exists(document: Path) -> None:
+    """Files of ours, files that it links to, and verbs of the program."""
+    text = document.read_text(encoding="utf-8")
+    files = re.findall(rf"`((?:{'|'.join((*ROOMS, 'tests', 'docker', 'docs'))})/[\w./-]*)`", text)
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text)
+    assert [link for link in links if not (document.parent / link).exists()] == []
+    verbs = re.findall(r"(?:^    |`)plumbline (\w+)", text, re.MULTILINE)
+    assert [verb for verb in verbs if verb not in VERBS] == []
 
 
 def canonical(name: str) -> str:

@@ -46,7 +46,7 @@ def test_it_prints_and_writes_a_table_and_shares_what_it_trained(
     assert files == {"study.json", "cells.csv", "runs"} | {
         f"{name}.{ending}" for name in ("contamination", "clean-images") for ending in ("csv", "md", "png")
     }
-    assert "size smoke, 2 steps" in (tmp_path / "study" / "contamination.md").read_text()
+    assert "size smoke, steps 2" in (tmp_path / "study" / "contamination.md").read_text()
     refused = analyse("contamination", *chosen[:-1], "3")
     assert refused.status == 2
     assert "another --out" in refused.result["error"]
@@ -62,6 +62,7 @@ def test_it_prints_and_writes_a_table_and_shares_what_it_trained(
         (("batch-size", "--dataset", "mnist"), ("--dataset mnist", "fashion-mnist, cifar10")),
         (("training-set-size",), ("250 training images of class 0", "there are 110")),
         (("batch-size", "--steps", "0"), ("--steps", "0")),
+        (("batch-size", "--learning-rate", "0"), ("learning_rate", "0")),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_training(
