@@ -252,7 +252,11 @@ def test_both_signals_end_a_verb_with_its_object(
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("cli.verbs.models._list", lambda options: signal.raise_signal(number))
-    outcome = run("models", "list", "--models", models, "--json")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell has it ignored
+    try:
+        outcome = run("models", "list", "--models", models, "--json")
+    finally:
+        signal.signal(signal.SIGINT, before)
     outcome.assert_refused(INTERRUPTED, "interrupted")
     assert outcome.result == {"error": "interrupted"}
     assert signal.getsignal(signal.SIGTERM) is handler
