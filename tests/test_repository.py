@@ -92,6 +92,14 @@ def test_docker_compose_accepts_the_files(files: tuple[str, ...]) -> None:
     assert ("nvidia" in result.stdout) == (len(files) == 1)
 
 
+@pytest.mark.parametrize(
+    "script", [ROOT / ".ci" / "run", *sorted((ROOT / "benchmarks").glob("*.sh"))], ids=lambda path: path.name
+)
+def test_shell_scripts_can_be_parsed(script: Path) -> None:
+    result = run("bash", "-n", script)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_console_script_has_the_verb(verb: str) -> None:
     result = run(Path(sys.executable).with_name("plumbline"), verb, "--help")
