@@ -41,7 +41,7 @@ def apply(assignments: Sequence[Assignment], values: dict[str, Any], kind: type[
     """Put each value into ``values``, the nested dictionary that ``kind`` is going to be made of.
 
     Raises:
-        UsageError: if a path leads to no field, or to one that an option or another ``--set`` has given.
+        UsageError: if a path leads to no field, or to one that an option, given or not, or another ``--set`` decides.
     """
     for assignment in assignments:
         *parents, last = assignment.path
@@ -52,7 +52,9 @@ def apply(assignments: Sequence[Assignment], values: dict[str, Any], kind: type[
             model = _model(assignment, field, node, depth)
         _field(assignment, model, len(parents))
         if last in node:
-            raise UsageError(f"{assignment}: an option, or another --set, has decided it already: {node[last]!r}")
+            raise UsageError(
+                f"{assignment}: an option, its default, or another --set has decided it already: {node[last]!r}"
+            )
         node[last] = assignment.value
 
 

@@ -70,9 +70,9 @@ class TrainingConfiguration(BaseModel):
     crop_patches: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=0.03, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=3e-4, ge=0)
+    weight_decay: float = Field(default=3e-4, ge=0, allow_inf_nan=False)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)  # what torch takes
     checkpoint_seconds: float = Field(default=60, gt=0)
     log_steps: int = Field(default=10, ge=1)
 

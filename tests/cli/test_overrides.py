@@ -59,6 +59,8 @@ def test_a_path_that_leads_nowhere_is_refused_with_what_is_there(path: str, wher
 def test_a_field_is_given_once() -> None:
     with pytest.raises(UsageError, match=r"--set training\.steps: .*decided it already: 5"):
         applied("training.steps", 6, {"training": {"steps": 5}})
+    with pytest.raises(UsageError, match=r"its default, .*already: 'cutpaste'"):
+        applied("training.pretext.name", "rotation", {"training": {"pretext": {"name": "cutpaste"}}})
     with pytest.raises(UsageError, match="already: 7"):
         applied("training.steps", 6, applied("training.steps", 7))
 

@@ -77,9 +77,10 @@ def test_mvtec_takes_what_is_there_and_says_what_is_missing(run: Run, data: Path
         (("--methods", "rotatoin"), ("rotatoin", "accepted: all, none, rotnet")),
         (("--classifiers", ","), ("--classifiers", "kernel_density")),
         (("--methods", "contrastive", "--classifiers", "rotation_classifier"), ("none of --classifiers", "head")),
+        (("--learning-rate", "inf"), ("learning_rate", "inf")),
     ],
 )
-def test_names_that_are_none_are_refused(
+def test_what_cannot_be_done_is_refused_before_training(
     arguments: tuple[str, ...], mentions: tuple[str, ...], semantic: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     semantic(*arguments).assert_refused(2, *mentions)

@@ -207,6 +207,8 @@ def test_the_seed_decides_the_run(tmp_path: Path, pretext: Any) -> None:
         {"crop_patches": 0},
         {"learning_rate": 0},
         {"learning_rate": float("inf")},
+        {"weight_decay": float("inf")},
+        {"seed": 2**63},
         {"momentum": 1},
         {"weight_decay": -1},
         {"precision": "float16"},

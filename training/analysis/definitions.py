@@ -170,7 +170,7 @@ ANALYSES: Mapping[str, Analysis] = {
         lambda base, value: base,
     ),
     "training-set-size": Analysis(
-        "fewer training images",
+        "fewer training images (Figure 7)",
         "training images",
         _THREE,
         ("50", "100", "250", "500", "1000", "2500", "whole"),

@@ -38,7 +38,7 @@ class Size(BaseModel):
     encoder: EncoderConfiguration
     steps: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=2)
-    learning_rate: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     image_size: int | None = Field(default=None, ge=1)
     fit: int = Field(default=PAPER_FIT, ge=2)
     test: int | None = Field(default=None, ge=2)
