@@ -17,7 +17,7 @@ mkdir -p "$out"
 study() {
   local name=$1 status=0
   shift
-  timeout --signal TERM "$seconds" "${plumbline[@]}" reproduce "$@" --out "$out/$name" --size "$size" \
+  timeout --foreground --signal TERM "$seconds" "${plumbline[@]}" reproduce "$@" --out "$out/$name" --size "$size" \
     --device "${DEVICE:-cuda}" 2>&1 | tee -a "$out/$name.log" || status=$?
   # 124: the time was over, and SIGTERM left a checkpoint to go on from.
   [ "$status" = 124 ] && echo "$name: goes on when this is started again" && status=0

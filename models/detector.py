@@ -19,7 +19,7 @@ from torch import Tensor
 from models.artifact import ArtifactError, Manifest, verify, write_manifest
 from models.calibration import Calibration, OperatingPoint
 from models.densities import Density, DensityConfiguration, KernelDensityConfiguration, create_density
-from models.device import resolve_device
+from models.device import keep_float32, resolve_device
 from models.encoders import DensePatchConfiguration, Encoder, EncoderConfiguration, create_encoder
 from models.geometry import ScanGeometry
 from models.heatmap import GaussianUpsampler, peak_window
@@ -70,8 +70,7 @@ class Scan:
     def __init__(
         self, configuration: DetectorConfiguration, encoder: Encoder, density: Density, device: torch.device
     ) -> None:
-        # A threshold holds for scores of one precision: TF32, cuDNN's default, would move those of a GPU.
-        torch.backends.cudnn.allow_tf32 = False
+        keep_float32()
         self.configuration = configuration
         self.encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
         self.density = density

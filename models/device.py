@@ -29,6 +29,11 @@ def resolve_device(name: str) -> torch.device:
     raise DeviceError(f"unknown device {name!r}; accepted: auto, cpu, cuda")
 
 
+def keep_float32() -> None:
+    """Convolutions in float32 as it is, not in TF32, cuDNN's default: a threshold holds for scores of one precision."""
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def set_threads(count: int) -> None:
     """Give torch, FAISS and OpenCV the same number of threads, so that their pools do not fight over the cores."""
     torch.set_num_threads(count)

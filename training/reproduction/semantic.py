@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.densities import RotationClassifier, create_density
+from models.device import keep_float32
 from models.geometry import ScanGeometry
 from training.metrics import auroc
 from training.pretext import Rotation
@@ -119,6 +120,7 @@ def compute_all(
     images: NDArray[np.uint8], compute: Callable[[Tensor], Tensor], device: torch.device
 ) -> NDArray[np.float32]:
     """What ``compute`` makes of images (B, 3, S, S): embeddings (B, D, 1, 1) or scores (B, 1, 1), as (N, D) or (N,)."""
+    keep_float32()
     parts = []
     for start in range(0, len(images), BATCH):
         pixels = torch.from_numpy(images[start : start + BATCH]).to(device).permute(0, 3, 1, 2).float() / 255

@@ -127,8 +127,10 @@ class Study:
         """Hold the folder, made if missing, for this process and this study.
 
         Raises:
-            StudyError: it belongs to another study, or another process works on it.
+            StudyError: it is a file, it belongs to another study, or another process works on it.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StudyError(f"{self.folder} is a file; --out names a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / LOCK).open("w") as lock:
             try:
@@ -160,6 +162,9 @@ class Study:
                 file.truncate(cells.read_bytes().rfind(b"\n") + 1)
         if not cells.exists() or not cells.stat().st_size:
             self._append([*KEYS, *self.protocol.paper_datasets, *FACTS])
+        named = {name for cell in self.cells() for name in (cell.trial.method, cell.classifier)}
+        if unknown := named - {*self.protocol.methods, *self.protocol.classifiers}:
+            raise StudyError(f"{cells} names {', '.join(sorted(unknown))}, unknown to this version; name another --out")
 
     def add(self, cell: Cell) -> None:
         """Keep a finished cell, for good once this returns."""

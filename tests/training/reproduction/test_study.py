@@ -164,6 +164,20 @@ def test_another_size_is_refused(fashion: Path, tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_and_names_of_another_version_are_refused(fashion: Path, tmp_path: Path) -> None:
+    study = make_study(fashion, tmp_path / "study")
+    study.folder.write_text("a file")
+    with pytest.raises(StudyError, match="is a file"), study.opened():
+        pass
+    study.folder.unlink()
+    with study.opened():
+        pass
+    with (study.folder / "cells.csv").open("a") as file:
+        file.write("0,jigsaw,kernel_density,0,50.0,10,2,1.0,cpu\n")
+    with pytest.raises(StudyError, match="jigsaw"), study.opened():
+        pass
+
+
 def test_two_processes_are_refused(fashion: Path, tmp_path: Path) -> None:
     study = make_study(fashion, tmp_path)
     with study.opened(), pytest.raises(StudyError, match="another process"), study.opened():
