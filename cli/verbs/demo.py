@@ -82,13 +82,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         metrics = evaluate(detector, dataset, report, progress=count)
     print(f"image AUROC {metrics['image_auroc']:.3f}, pixel AUROC {metrics['pixel_auroc']:.3f}: {report}/metrics.json")
 
-    # Test images: the last of each, which the demonstration of training has no other use for.
+    # Of the test images, the one in the middle of each folder.
     parts = {"good": data / product / "test" / "good", "defective": data / product / "test" / DEFECT}
     verdicts: dict[str, str] = {}
     heatmap = out / "heatmap.png"
     with serving(settings) as url:
         for name, folder in parts.items():
-            image = sorted(folder.iterdir())[-1]
+            images = sorted(folder.iterdir())
+            image = images[len(images) // 2]
             answer = json.loads(_post(f"{url}/v1/categories/{product}/score", image))
             verdicts[name] = answer["verdict"]
             print(f"POST /v1/categories/{product}/score, a {name} part: {answer['verdict']}, "
