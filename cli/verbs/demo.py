@@ -19,7 +19,7 @@ PRODUCT = "fabric"
 DEFECT = "scratch"
 SEED = 0
 TRAIN_IMAGES, TEST_GOOD_IMAGES, TEST_DEFECTS = 120, 20, 8
-WIDTH, STEPS = 16, 1500  # a small encoder and a short run: the demonstration is to take 3 minutes on 2 cores
+WIDTH, STEPS = 16, 1100  # a small encoder and a short run: the demonstration is to take 3 minutes on 2 cores
 
 MARKER = ".plumbline-demo"  # lies in a folder that a demonstration made, and may make again
 
