@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 if TYPE_CHECKING:
     from training.reproduction.study import Event
@@ -22,6 +30,18 @@ console = Console(stderr=True, highlight=False)
 def say(text: str) -> None:
     """One line about what is being done."""
     console.print(text, markup=False, soft_wrap=True)
+
+
+def _bars(last: ProgressColumn) -> Progress:
+    """Bars that count, ``last`` being their last column."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        last,
+        console=console,
+        transient=not console.is_terminal,
+    )
 
 
 class TrainingBar:
@@ -49,14 +69,7 @@ class TrainingBar:
 @contextmanager
 def training_bar() -> Iterator[TrainingBar]:
     """A bar for the reports of ``Trainer.run``."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        console=console,
-        transient=not console.is_terminal,
-    ) as progress:
+    with _bars(TextColumn("{task.fields[detail]}")) as progress:
         yield TrainingBar(progress)
 
 
@@ -76,14 +89,7 @@ class CountBar:
 @contextmanager
 def count_bar() -> Iterator[CountBar]:
     """Bars for work that is counted."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=not console.is_terminal,
-    ) as progress:
+    with _bars(TimeRemainingColumn()) as progress:
         yield CountBar(progress)
 
 
@@ -119,12 +125,5 @@ class StudyBar:
 @contextmanager
 def study_bar(total: int) -> Iterator[StudyBar]:
     """Bars for the events of a study of ``total`` trainings."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
-        console=console,
-        transient=not console.is_terminal,
-    ) as progress:
+    with _bars(TextColumn("{task.fields[detail]}")) as progress:
         yield StudyBar(progress, total)

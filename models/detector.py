@@ -20,7 +20,7 @@ from models.artifact import ArtifactError, Manifest, verify, write_manifest
 from models.calibration import Calibration, OperatingPoint
 from models.densities import Density, DensityConfiguration, KernelDensityConfiguration, create_density
 from models.device import keep_float32, resolve_device
-from models.encoders import DensePatchConfiguration, Encoder, EncoderConfiguration, create_encoder
+from models.encoders import DensePatchConfiguration, Encoder, EncoderConfiguration, as_input, create_encoder
 from models.geometry import ScanGeometry
 from models.heatmap import GaussianUpsampler, peak_window
 from models.images import Placement, ResizeMode, place_image
@@ -100,7 +100,7 @@ class Scan:
 
     def pixels(self, images: NDArray[np.uint8]) -> Tensor:
         """Inputs (B, S, S, 3) as an encoder takes them: (B, 3, S, S) in [0, 1], on the device."""
-        return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255
+        return as_input(torch.from_numpy(images).to(self.device))
 
 
 class Ensemble:

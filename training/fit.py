@@ -21,7 +21,7 @@ from models.heatmap import peak_window
 from models.images import Placement
 from models.store import ModelStore
 from training.data import DataError, Dataset, load_images, split_calibration
-from training.pretext import PretextConfiguration, PretextTask, Rotation, RotationConfiguration, RotNetConfiguration
+from training.pretext import PretextConfiguration, PretextTask, Rotation, RotationTasks
 from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingError, check_crop
 
 SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
@@ -72,7 +72,7 @@ class FitConfiguration(BaseModel):
         if not isinstance(self.detector.density, RotationClassifierConfiguration):
             return self
         for pretext in (self.training.pretext, *self.pretexts):
-            if not isinstance(pretext, RotationConfiguration | RotNetConfiguration):
+            if not isinstance(pretext, RotationTasks):
                 raise ValueError(
                     "the density rotation_classifier scores with the head of rotation prediction, which the pretext "
                     f"task {pretext.name} does not train; use the pretext task rotation or rotnet, or another density"

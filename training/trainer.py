@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
-from models.encoders import Encoder, EncoderConfiguration, create_encoder
+from models.encoders import Encoder, EncoderConfiguration, as_input, create_encoder
 from models.geometry import ScanGeometry
 from training.presets import PRESETS
 from training.pretext import (
@@ -302,7 +302,7 @@ class Trainer:
         top, left = torch.randint(side - crop + 1, (2, count, 1, 1))
         offset = torch.arange(crop)
         crops = self._images[image, top + offset[:, None], left + offset]  # (B, C, C, 3)
-        return crops.permute(0, 3, 1, 2).float() / 255
+        return as_input(crops)
 
     def save_checkpoint(self) -> None:
         """Write the whole state beside the old checkpoint, then put it in its place.

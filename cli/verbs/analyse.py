@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from training.analysis.definitions import ANALYSES, CLASSIFIERS
     from training.analysis.protocol import Variations
     from training.reproduction.datasets import DATASETS
+    from training.reproduction.report import to_json
     from training.reproduction.settings import SEMANTIC
     from training.reproduction.study import Study
 
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             report.write(study.folder, name, rows, f"{name}: {title(study, options)}")
             print(report.markdown(name, rows))
         return {
-            "table": [row.to_json() for row in rows],
+            "table": [to_json(row) for row in rows],
             "correlations": [line._asdict() for line in report.correlations(name, rows)],
         }
 

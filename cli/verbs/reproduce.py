@@ -93,6 +93,6 @@ def _reproduce(protocol: Protocol, options: argparse.Namespace) -> dict[str, Any
         if lines:
             report.write(study.folder, lines, title(study, options))
             print(report.markdown(lines))
-        return {"table": [line.to_json() for line in lines]}
+        return {"table": [report.to_json(line) for line in lines]}
 
     return carry_out(study, options, tabulate)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.encoders.base import Encoder, encode_per_window, extract_windows
+from models.encoders.base import Encoder, as_input, encode_per_window, extract_windows
 from models.encoders.dense_patch import DensePatch, Embedding
 from models.encoders.pretrained_patch import Backbone, PretrainedPatch, WeightsError
 from models.encoders.resnet18_patch import ResNet18Patch
@@ -23,6 +23,7 @@ __all__ = [
     "ResNet18Patch",
     "ResNet18PatchConfiguration",
     "WeightsError",
+    "as_input",
     "create_encoder",
     "encode_per_window",
     "extract_windows",

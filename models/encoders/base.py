@@ -74,6 +74,11 @@ class Encoder(nn.Module):
         return F.normalize(self.features(images), dim=1)
 
 
+def as_input(images: Tensor) -> Tensor:
+    """Images as an encoder takes them: (B, H, W, 3) uint8 -> (B, 3, H, W) float in [0, 1], on the same device."""
+    return images.permute(0, 3, 1, 2).float() / 255
+
+
 def extract_windows(images: Tensor, geometry: ScanGeometry) -> Tensor:
     """Every window of every image as an image of its own: (B, 3, H, W) -> (B, h, w, 3, patch, patch), a view."""
     size, step = geometry.patch_size, geometry.stride

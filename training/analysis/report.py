@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from statistics import StatisticsError, correlation
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure as Plot
 
@@ -49,11 +49,6 @@ class Row(NamedTuple):
     paper: Figure | None
     is_same: bool
     is_group: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Itself, ready for JSON."""
-        paper = None if self.paper is None else self.paper._asdict()
-        return {**self._asdict(), "auroc": self.auroc._asdict(), "paper": paper}
 
 
 class Correlation(NamedTuple):

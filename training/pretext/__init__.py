@@ -38,20 +38,17 @@ __all__ = [
     "RotNetConfiguration",
     "Rotation",
     "RotationConfiguration",
+    "RotationTasks",
     "create_pretext",
 ]
 
 InstanceConfiguration = ContrastiveConfiguration | DistributionAugmentedConfiguration | MeanShiftedConfiguration
 """Tasks that tell crops from each other: they take one window a crop."""
 
-AnyPretext = (
-    InstanceConfiguration
-    | CutPasteConfiguration
-    | DenoisingConfiguration
-    | NoneConfiguration
-    | RotationConfiguration
-    | RotNetConfiguration
-)
+RotationTasks = RotationConfiguration | RotNetConfiguration
+"""Tasks that train the head which the rotation classifier scores with."""
+
+AnyPretext = InstanceConfiguration | CutPasteConfiguration | DenoisingConfiguration | NoneConfiguration | RotationTasks
 PretextConfiguration = Annotated[AnyPretext, Field(discriminator="name")]
 
 PRETEXTS: dict[str, type[BaseModel]] = {kind.model_fields["name"].default: kind for kind in get_args(AnyPretext)}

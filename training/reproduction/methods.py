@@ -25,8 +25,7 @@ from training.pretext import (
     MeanShiftedConfiguration,
     NoneConfiguration,
     PretextConfiguration,
-    RotationConfiguration,
-    RotNetConfiguration,
+    RotationTasks,
 )
 
 PAPER_ROWS = {
@@ -71,7 +70,7 @@ class Method:
     def fits(self, classifier: Classifier) -> bool:
         """Whether ``classifier`` can score this representation: the rotation classifier needs its head."""
         needs_head = isinstance(classifier.density, RotationClassifierConfiguration)
-        return not needs_head or isinstance(self.pretext, RotationConfiguration | RotNetConfiguration)
+        return not needs_head or isinstance(self.pretext, RotationTasks)
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,6 @@ class Line(NamedTuple):
     is_same: bool
     is_group: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """Itself, ready for JSON."""
-        paper = None if self.paper is None else self.paper._asdict()
-        return {**self._asdict(), "measured": self.measured._asdict(), "paper": paper}
-
 
 def tabulate(protocol: Protocol, cells: Sequence[Cell]) -> list[Line]:
     """Every metric, method and classifier: the subjects measured, then the groups.
@@ -133,6 +128,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def written(figure: Figure) -> str:
     """``95.2 ± 0.3``, or ``95.2`` where there is no deviation."""
     return f"{figure.mean:.1f}" + ("" if figure.deviation is None else f" ± {figure.deviation:.1f}")
+
+
+def to_json(line: NamedTuple) -> dict[str, Any]:
+    """A line of a table, ready for JSON: its figures as mean and deviation."""
+    return {name: value._asdict() if isinstance(value, Figure) else value for name, value in line._asdict().items()}
 
 
 def write(folder: Path, lines: Sequence[Line], title: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.densities import RotationClassifier, create_density
 from models.device import keep_float32
+from models.encoders import as_input
 from models.geometry import ScanGeometry
 from training.metrics import auroc
 from training.pretext import Rotation
@@ -123,6 +124,6 @@ def compute_all(
     keep_float32()
     parts = []
     for start in range(0, len(images), BATCH):
-        pixels = torch.from_numpy(images[start : start + BATCH]).to(device).permute(0, 3, 1, 2).float() / 255
-        parts.append(compute(pixels)[..., 0, 0])
+        pixels = torch.from_numpy(images[start : start + BATCH]).to(device)
+        parts.append(compute(as_input(pixels))[..., 0, 0])
     return torch.cat(parts).cpu().numpy()

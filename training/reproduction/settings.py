@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from models.encoders import DensePatchConfiguration, EncoderConfiguration, ResNet18PatchConfiguration
 from models.geometry import ScanGeometry
-from training.presets import PRESETS
+from training import presets
 from training.reproduction.methods import Method
 from training.trainer import TrainingConfiguration
 
 PAPER_EPOCHS = 2048
 # Section A.4, where a pretext task has no settings of its own.
-PAPER = {"batch_size": 32, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 3e-4, "crop_patches": 1}
+PAPER = {**presets.PAPER, "batch_size": 32, "momentum": 0.9, "weight_decay": 3e-4}
 # The authors' code fits its classifiers on at most so many training images.
 PAPER_FIT = 20_000
 
@@ -53,7 +53,7 @@ class Size(BaseModel):
         asked = {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
         settings = {
             **PAPER,
-            **PRESETS.get(method.pretext.name, {}),
+            **presets.PRESETS.get(method.pretext.name, {}),
             **{name: value for name, value in asked.items() if value is not None},
         }
         usual = settings["batch_size"]
