@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import metadata
 
 from fastapi import FastAPI
@@ -40,7 +40,10 @@ def create_app(settings: Settings) -> FastAPI:
         service.registry.discover()
         worker.start()
         loading = asyncio.create_task(_start(service))
-        yield
+        async with AsyncExitStack() as stack:
+            for sink in service.sinks:
+                await stack.enter_async_context(sink)
+            yield
         loading.cancel()
         with suppress(asyncio.CancelledError):
             await loading

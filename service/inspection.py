@@ -1,23 +1,22 @@
-"""The way of one image through the service: upload, decode, queue, score or explain."""
+"""The way of one image through the service, whatever protocol it came by: admit, decode, queue, score or explain."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import numpy as np
-from fastapi import Request
 from numpy.typing import NDArray
-from starlette.requests import ClientDisconnect
+from starlette.requests import Request
 
-from models.detector import Detector
 from models.explanation import Explanation, Method, NotExplainable, check_explainable, explain
 from models.images import ImageError, ImageTooLarge, UnsupportedImage, decode_image
 from models.prediction import Prediction
@@ -31,11 +30,14 @@ from service.errors import (
     WORKER_UNAVAILABLE,
     ProblemError,
 )
-from service.registry import Registry
+from service.registry import Registry, Served
+from service.security import Caller
 from service.settings import Settings
 from service.telemetry import Telemetry
-from service.uploads import read_upload
 from service.worker import QueueFull, Timed, Worker, WorkerUnavailable
+
+if TYPE_CHECKING:
+    from service.sinks import Sink
 
 Result = TypeVar("Result")
 
@@ -49,6 +51,7 @@ class Service:
 
     Attributes:
         images: the pool that decodes and draws.
+        sinks: what takes every inspection, in this order.
         explaining: held by the one explanation that is waited for: explanations must not keep scores waiting.
     """
 
@@ -57,7 +60,37 @@ class Service:
     worker: Worker
     registry: Registry
     images: ThreadPoolExecutor
+    sinks: tuple[Sink, ...] = ()
     explaining: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An image that came in.
+
+    Attributes:
+        id: of the request, and of the inspection that it becomes.
+        served: the version that scores it, as ``admit`` gave it.
+        data: the image file.
+        caller: who sent it.
+        protocol: by which API it came.
+        output: what was asked for: score, heatmap or explain.
+        seconds: by stage, what was spent before.
+        begun: when the request arrived, on the clock of ``time.monotonic``.
+        part: the sender's id of the part; None if not given.
+        lot: the sender's id of the lot; None if not given.
+    """
+
+    id: UUID
+    served: Served
+    data: bytes
+    caller: Caller
+    protocol: str
+    output: str
+    begun: float
+    seconds: dict[str, float] = field(default_factory=dict)
+    part: str | None = None
+    lot: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,18 +98,26 @@ class Inspection:
     """One scored image.
 
     Attributes:
-        detector: what scored it.
+        time: when it was scored, UTC.
         image: (H, W, 3) uint8 RGB, the original as displayed.
-        seconds: by stage.
+        seconds: by stage; ``total`` is from the request's arrival to the score.
         explanation: of its score, if asked for.
     """
 
-    id: UUID
-    detector: Detector
+    submission: Submission
+    time: datetime
     image: NDArray[np.uint8]
     prediction: Prediction
     seconds: dict[str, float]
     explanation: Explanation | None = None
+
+    @property
+    def id(self) -> UUID:
+        return self.submission.id
+
+    @property
+    def served(self) -> Served:
+        return self.submission.served
 
 
 def service_of(request: Request) -> Service:
@@ -85,37 +126,60 @@ def service_of(request: Request) -> Service:
     return service
 
 
-async def inspect(request: Request, category: str) -> Inspection:
-    """Read, decode and score the image of a request.
+def admit(service: Service, category: str, *, explained: bool = False) -> Served:
+    """The version that will score an image, before its bytes are read: refusing must cost less than scoring.
+
+    Args:
+        explained: whether the score will have to be explained.
 
     Raises:
-        ProblemError: the request or its image is not acceptable, or the service cannot score now.
-        ClientDisconnect: the client left; its image is no longer scored if that had not begun.
+        ProblemError: there is no such category, or the service cannot score, or explain, now.
     """
-    detector = _detector(request, category)
-    return await _inspect(request, detector, "score", lambda image: (detector.predict([image])[0], None), nullcontext())
+    served = service.registry.served(category)
+    if explained:
+        try:
+            check_explainable(served.detector)
+        except NotExplainable as error:
+            raise ProblemError(NOT_EXPLAINABLE, str(error)) from error
+        _check_turn(service)
+    with _worker_problems(service.settings):
+        service.worker.check()
+    return served
 
 
-async def explain_inspection(request: Request, category: str, method: Method) -> Inspection:
-    """The same, with an explanation; one at a time.
+async def inspect(service: Service, submission: Submission, method: Method | None = None) -> Inspection:
+    """Decode and score an image, and give the inspection to the sinks; cancelled, it is no longer scored if it waits.
+
+    Args:
+        method: to explain the score by; explanations take longer, so they are made one at a time.
 
     Raises:
-        ProblemError: as ``inspect``; the category's score cannot be explained, or another explanation is under way.
-        ClientDisconnect: as ``inspect``.
+        ProblemError: the image is not acceptable, or the service cannot score now.
     """
-    service = service_of(request)
-    detector = _detector(request, category)
-    try:
-        check_explainable(detector)
-    except NotExplainable as error:
-        raise ProblemError(NOT_EXPLAINABLE, str(error)) from error
+    settings, detector, seconds = service.settings, submission.served.detector, dict(submission.seconds)
 
-    def job(image: NDArray[np.uint8]) -> tuple[Prediction, Explanation]:
+    def job(image: NDArray[np.uint8]) -> tuple[Prediction, Explanation | None]:
+        if method is None:
+            return detector.predict([image])[0], None
         explanation = explain(detector, image, method)
         return explanation.prediction, explanation
 
-    _check_turn(service)  # before the body is read, and after it
-    return await _inspect(request, detector, "explain", job, _turn(service))
+    with timed(seconds, "decode"):
+        image = await in_pool(service, partial(_decode, submission.data, settings.max_pixels))
+    async with nullcontext() if method is None else _turn(service):
+        with _worker_problems(settings):
+            done = await _on_worker(service, partial(job, image))
+    seconds["queue"], seconds["score" if method is None else "explain"] = done.waited_s, done.ran_s
+    seconds["total"] = time.monotonic() - submission.begun
+    for name, value in seconds.items():
+        service.telemetry.stages.labels(name).observe(value)
+    prediction, explanation = done.value
+    inspection = Inspection(submission, datetime.now(UTC), image, prediction, seconds, explanation)
+    served = submission.served
+    service.telemetry.verdicts.labels(served.category, served.version, prediction.verdict, submission.output).inc()
+    for sink in service.sinks:
+        await sink.take(inspection)
+    return inspection
 
 
 def _check_turn(service: Service) -> None:
@@ -129,40 +193,6 @@ async def _turn(service: Service) -> AsyncIterator[None]:
     _check_turn(service)
     async with service.explaining:
         yield
-
-
-def _detector(request: Request, category: str) -> Detector:
-    service = service_of(request)
-    detector = service.registry.detector(category)
-    request.state.log.update(category=category, version=detector.version)
-    with _worker_problems(service.settings):
-        service.worker.check()  # before the body is read: refusing must cost less than scoring
-    return detector
-
-
-async def _inspect(
-    request: Request,
-    detector: Detector,
-    stage: str,
-    job: Callable[[NDArray[np.uint8]], tuple[Prediction, Explanation | None]],
-    turn: AbstractAsyncContextManager[None],
-) -> Inspection:
-    service, settings = service_of(request), service_of(request).settings
-    seconds: dict[str, float] = {}
-    with timed(seconds, "total"):
-        with timed(seconds, "upload"):
-            data = await read_upload(request, max_bytes=settings.max_upload_bytes, timeout_s=settings.request_timeout_s)
-        with timed(seconds, "decode"):
-            image = await in_pool(service, partial(_decode, data, settings.max_pixels))
-        async with turn:
-            with _worker_problems(settings):
-                done = await _unless_client_leaves(request, _on_worker(service, partial(job, image)))
-    seconds["queue"], seconds[stage] = done.waited_s, done.ran_s
-    for name, value in seconds.items():
-        service.telemetry.stages.labels(name).observe(value)
-    prediction, explanation = done.value
-    request.state.log.update(verdict=prediction.verdict, image_score=prediction.image_score)
-    return Inspection(request.state.id, detector, image, prediction, seconds, explanation)
 
 
 async def in_pool(service: Service, function: Callable[[], Result]) -> Result:
@@ -207,22 +237,3 @@ def _worker_problems(settings: Settings) -> Iterator[None]:
     except TimeoutError as error:
         detail = f"no score came within {settings.request_timeout_s:g} s; retry when fewer images are waiting"
         raise ProblemError(SCORE_TIMEOUT, detail, {"Retry-After": _RETRY_AFTER_TIMEOUT_S}) from error
-
-
-async def _unless_client_leaves(request: Request, coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Await a coroutine, or cancel it when the client closes the connection; the body must have been read."""
-    work = asyncio.create_task(coroutine)
-    departure = asyncio.create_task(_departure(request))
-    try:
-        await asyncio.wait((work, departure), return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect
-        return work.result()
-    finally:
-        work.cancel()
-        departure.cancel()
-
-
-async def _departure(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -43,6 +43,15 @@ class Category:
     detector: Detector | None = None
 
 
+@dataclass(frozen=True)
+class Served:
+    """A version that is ready to score. A request holds one from its start to its end, so no answer is mixed of two."""
+
+    category: str
+    version: int
+    detector: Detector
+
+
 class Registry:
     """Loads detectors on the worker and hands them out.
 
@@ -77,15 +86,15 @@ class Registry:
             raise ProblemError(UNKNOWN_CATEGORY, f"there is no category {quote(name)}; there is {known}")
         return category
 
-    def detector(self, name: str) -> Detector:
-        """The detector of a category that is ready.
+    def served(self, name: str) -> Served:
+        """The active version of a category that is ready.
 
         Raises:
             ProblemError: unknown, loading or failed.
         """
         category = self.category(name)
-        if category.detector is not None:
-            return category.detector
+        if category.detector is not None and category.version is not None:
+            return Served(name, category.version, category.detector)
         if category.state is CategoryState.LOADING:
             headers = {"Retry-After": _RETRY_WHILE_LOADING_S}
             raise ProblemError(CATEGORY_UNAVAILABLE, f"category {name!r} is still being loaded", headers)

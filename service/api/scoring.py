@@ -8,9 +8,9 @@ from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from models.explanation import Method
 from models.geometry import Box
@@ -33,7 +33,7 @@ from service.errors import (
     WORKER_UNAVAILABLE,
     problem_responses,
 )
-from service.inspection import Inspection, Service, explain_inspection, in_pool, inspect, service_of, timed
+from service.inspection import Inspection, Service, in_pool, service_of, timed
 from service.rendering import (
     DEFAULT_OPACITY,
     SCALE_END,
@@ -44,9 +44,11 @@ from service.rendering import (
     render_overlay,
     render_raw,
 )
+from service.security import Scope, requires
+from service.submissions import InspectionQuery, inspect_upload
 from service.uploads import REQUEST_BODY
 
-router = APIRouter(prefix="/v1/categories/{category}", tags=["scoring"])
+router = APIRouter(prefix="/v1/categories/{category}", tags=["scoring"], dependencies=[Depends(requires(Scope.SCORE))])
 
 _PROBLEMS = problem_responses(
     MALFORMED_MULTIPART,
@@ -65,15 +67,11 @@ _PROBLEMS = problem_responses(
 )
 
 
-class ScoreQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class ScoreQuery(InspectionQuery):
     map: bool = Field(default=False, description="add the score map")
 
 
-class HeatmapQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class HeatmapQuery(InspectionQuery):
     style: Literal["overlay", "raw"] = Field(
         default="overlay",
         description=f"overlay: colours over the original image, from {SCALE_START} to {SCALE_END} times the pixel "
@@ -83,9 +81,7 @@ class HeatmapQuery(BaseModel):
     opacity: float = Field(default=DEFAULT_OPACITY, ge=0, le=1, description="of the overlay's colours")
 
 
-class ExplainQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class ExplainQuery(InspectionQuery):
     method: Method = Field(
         default="integrated_gradients",
         description="integrated_gradients: pixel by pixel, what the window with the highest score adds to the score of "
@@ -116,7 +112,7 @@ class Score(BaseModel):
 
     id: UUID
     category: str
-    version: int | None
+    version: int
     image_score: float = Field(description="the highest score of a window that shows the image")
     threshold: float = Field(description="image scores above it are defective")
     pixel_threshold: float = Field(description="the anomaly map's values above it form regions")
@@ -139,17 +135,17 @@ class PngResponse(Response):
 @router.post("/score", responses=_PROBLEMS, response_model_exclude_none=True, openapi_extra=REQUEST_BODY)
 async def score(category: str, query: Annotated[ScoreQuery, Query()], request: Request) -> Score:
     """Score one image, sent as the multipart field `image` or as the request's body."""
-    inspection = await inspect(request, category)
-    _count(service_of(request), category, inspection, "score")
-    detector, prediction = inspection.detector, inspection.prediction
+    inspection = await inspect_upload(request, category, query, "score")
+    served, prediction = inspection.served, inspection.prediction
+    operating_point = served.detector.operating_point
     height, width = inspection.image.shape[:2]
     return Score(
         id=inspection.id,
         category=category,
-        version=detector.version,
+        version=served.version,
         image_score=prediction.image_score,
-        threshold=detector.operating_point.image_threshold,
-        pixel_threshold=detector.operating_point.pixel_threshold,
+        threshold=operating_point.image_threshold,
+        pixel_threshold=operating_point.pixel_threshold,
         p_value=prediction.p_value,
         verdict=prediction.verdict,
         regions=prediction.regions,
@@ -203,10 +199,9 @@ def _png(headers: dict[str, str]) -> dict[str, Any]:
 )
 async def heatmap(category: str, query: Annotated[HeatmapQuery, Query()], request: Request) -> Response:
     """Show where one image deviates; the input is that of `/score`."""
-    inspection = await inspect(request, category)
+    inspection = await inspect_upload(request, category, query, "heatmap")
     service = service_of(request)
-    _count(service, category, inspection, "heatmap")
-    prediction, threshold = inspection.prediction, inspection.detector.operating_point.pixel_threshold
+    prediction, threshold = inspection.prediction, inspection.served.detector.operating_point.pixel_threshold
     facts = _facts(category, inspection)
     with _rendering(service):
         if query.style == "raw":
@@ -235,10 +230,9 @@ async def explain(category: str, query: Annotated[ExplainQuery, Query()], reques
 
     Takes longer than a score, so one image is explained at a time: a second one is told to retry.
     """
-    inspection = await explain_inspection(request, category, query.method)
+    inspection = await inspect_upload(request, category, query, "explain", query.method)
     service, explanation = service_of(request), inspection.explanation
     assert explanation is not None
-    _count(service, category, inspection, "explain")
     facts = _facts(category, inspection) | {
         "Method": explanation.method,
         "Window": _text(inspection.prediction.placement.to_original_box(explanation.window)),
@@ -253,11 +247,11 @@ async def explain(category: str, query: Annotated[ExplainQuery, Query()], reques
 
 
 def _facts(category: str, inspection: Inspection) -> dict[str, object]:
-    prediction, operating_point = inspection.prediction, inspection.detector.operating_point
+    prediction, operating_point = inspection.prediction, inspection.served.detector.operating_point
     height, width = inspection.image.shape[:2]
     return {
         "Category": category,
-        "Version": inspection.detector.version,
+        "Version": inspection.served.version,
         "Image-Score": prediction.image_score,
         "Threshold": operating_point.image_threshold,
         "Pixel-Threshold": operating_point.pixel_threshold,
@@ -281,8 +275,3 @@ def _rendering(service: Service) -> Iterator[None]:
     with timed(seconds, "render"):
         yield
     service.telemetry.stages.labels("render").observe(seconds["render"])
-
-
-def _count(service: Service, category: str, inspection: Inspection, output: str) -> None:
-    verdict, version = inspection.prediction.verdict, inspection.detector.version
-    service.telemetry.verdicts.labels(category, version, verdict, output).inc()
