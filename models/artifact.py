@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 from models.geometry import ScanGeometry
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 LIBRARIES = ("plumbline", "torch", "numpy", "faiss-gpu", "faiss-cpu", "opencv-python")
 """The distributions whose version can move a score; the manifest records those that are installed."""

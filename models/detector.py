@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors import SafetensorError
-from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.artifact import ArtifactError, Manifest, verify, write_manifest
-from models.calibration import Calibration, OperatingPoint
+from models.calibration import OperatingPoint
+from models.calibration_set import CalibrationSet
 from models.densities import Density, DensityConfiguration, KernelDensityConfiguration, create_density
 from models.device import keep_float32, resolve_device
 from models.encoders import DensePatchConfiguration, Encoder, EncoderConfiguration, as_input, create_encoder
@@ -29,7 +28,6 @@ from models.regions import find_regions, peak_region
 
 IMAGES_PER_SCAN = 8  # scanned together: bounds the memory of a prediction, however many images are asked for
 ENCODER_FILE = "encoder.safetensors"
-CALIBRATION_FILE = "calibration.safetensors"
 
 
 class DetectorConfiguration(BaseModel):
@@ -143,7 +141,7 @@ class Detector:
     Args:
         category: the product it inspects.
         scan: images to maps.
-        calibration: scores of good images that touched nothing else.
+        calibration_set: good images that touched nothing else, and their scores.
         operating_point: where it decides; the calibration's default if None.
         data_fingerprint: SHA-256 of the training images.
         training: how it was made, for the record.
@@ -153,7 +151,7 @@ class Detector:
         self,
         category: str,
         scan: Scan | Ensemble,
-        calibration: Calibration,
+        calibration_set: CalibrationSet,
         operating_point: OperatingPoint | None = None,
         *,
         data_fingerprint: str,
@@ -161,8 +159,9 @@ class Detector:
     ) -> None:
         self.category = category
         self.scan = scan
-        self.calibration = calibration
-        self.operating_point = operating_point or calibration.operating_point()
+        self.calibration_set = calibration_set
+        self.calibration = calibration_set.scores
+        self.operating_point = operating_point or self.calibration.operating_point()
         self.data_fingerprint = data_fingerprint
         self.training = training or {}
         self.manifest: Manifest | None = None
@@ -216,8 +215,7 @@ class Detector:
             state = {name: tensor.cpu().contiguous() for name, tensor in member.encoder.state_dict().items()}
             save_file(state, place / ENCODER_FILE)
             member.density.save(place)
-        scores = {"image_scores": self.calibration.image_scores, "map_maxima": self.calibration.map_maxima}
-        save_arrays(scores, folder / CALIBRATION_FILE)
+        self.calibration_set.save(folder)
         write_manifest(
             folder,
             category=self.category,
@@ -251,7 +249,7 @@ class Detector:
                 encoder.load_state_dict(load_file(place / ENCODER_FILE))
                 density = create_density(configuration.density, target).restore(place)
                 members.append(Scan(configuration, encoder, density, target))
-            calibration = Calibration(**load_arrays(folder / CALIBRATION_FILE))
+            calibration_set = CalibrationSet.load(folder)
         except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{folder}: its configuration or arrays are not what this build reads; use the Plumbline that wrote "
@@ -261,7 +259,7 @@ class Detector:
         detector = cls(
             manifest.category,
             combine(members),
-            calibration,
+            calibration_set,
             operating_point,
             data_fingerprint=manifest.data_fingerprint,
             training=training if isinstance(training, dict) else None,

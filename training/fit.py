@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -13,12 +13,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from models.calibration import Calibration, threshold_rank
+from models.calibration import threshold_rank
+from models.calibration_set import calibrate
 from models.densities import RotationClassifier, RotationClassifierConfiguration, create_density
 from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine, member_folder
 from models.geometry import ScanGeometry
-from models.heatmap import peak_window
-from models.images import Placement
 from models.store import ModelStore
 from training.data import DataError, Dataset, load_images, split_calibration
 from training.pretext import PretextConfiguration, PretextTask, Rotation, RotationTasks
@@ -150,13 +149,14 @@ def fit(
         raise DataError(str(error)) from error
     scan = _learn(configuration, images, device, folder, stage, report)
     stage(f"calibration on {len(calibration_images)} held-out good images")
-    calibration = calibrate(scan, calibration_images, list(compress(loaded.placements, held_out)))
+    contents = [placement.content for placement in compress(loaded.placements, held_out)]
+    calibration_set = calibrate(scan, settings.geometry, calibration_images, contents)
     skipped = [*dataset.skipped, *loaded.skipped]
     detector = Detector(
         dataset.category,
         scan,
-        calibration,
-        calibration.operating_point(configuration.false_reject_rate),
+        calibration_set,
+        calibration_set.scores.operating_point(configuration.false_reject_rate),
         data_fingerprint=fingerprint,
         training={
             "fit": configuration.model_dump(mode="json", exclude={"detector"}),
@@ -234,22 +234,6 @@ def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int, seed: int) -> ND
         chosen = torch.from_numpy(random.choice(geometry.grid_size**2, count, replace=False)).to(scan.device)
         parts.append(scan.embed(image[None]).flatten(0, 2)[chosen].cpu().numpy())
     return np.concatenate(parts)
-
-
-def calibrate(scan: Scan | Ensemble, images: NDArray[np.uint8], placements: Sequence[Placement]) -> Calibration:
-    """Scores of good images that neither the encoder nor the density has seen.
-
-    Args:
-        scan: fitted.
-        images: (N, S, S, 3) at the detector's input size.
-        placements: how each original lies in it; a letter-box's padding does not count.
-    """
-    scores, maxima = [], []
-    for image, placement in zip(images, placements, strict=True):
-        [score_map], [anomaly_map] = scan.maps(image[None])
-        scores.append(score_map[peak_window(score_map, scan.configuration.geometry, placement.content)])
-        maxima.append(placement.crop(anomaly_map).max())
-    return Calibration(np.asarray(scores, np.float64), np.asarray(maxima, np.float64))
 
 
 def publish(store: ModelStore, detector: Detector, *, activate: bool = True) -> int:

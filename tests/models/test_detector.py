@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from models.artifact import ArtifactError, write_manifest
-from models.calibration import Calibration, OperatingPoint
+from models.calibration import OperatingPoint
+from models.calibration_set import CalibrationSet, calibrate
 from models.densities import KernelDensity, KernelDensityConfiguration, create_density
 from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Scan
 from models.device import DeviceError
@@ -53,26 +54,24 @@ def part(seed: int, height: int, width: int, defect: Box | None = None) -> NDArr
     return image
 
 
-def learn(configuration: DetectorConfiguration) -> tuple[Scan, Calibration]:
+def learn(configuration: DetectorConfiguration) -> tuple[Scan, CalibrationSet]:
     """An untrained encoder; a bank and a calibration of random parts."""
     torch.manual_seed(0)
     encoder = create_encoder(configuration.encoder, configuration.geometry)
     density = create_density(configuration.density)
     scan = Scan(configuration, encoder, density, torch.device("cpu"))
     side = configuration.geometry.image_size
-    parts = np.stack([place_image(part(seed, 90, 120), side, configuration.resize)[0] for seed in range(8)])
+    placed = [place_image(part(seed, 90, 120), side, configuration.resize) for seed in range(8)]
+    parts = np.stack([pixels for pixels, _ in placed])
     density.fit(scan.embed(parts[:3]).flatten(0, 2).numpy()[::2])
-    score_maps, anomaly_maps = scan.maps(parts[3:])
-    calibration = Calibration(
-        score_maps.max(axis=(1, 2)).astype(np.float64), anomaly_maps.max(axis=(1, 2)).astype(np.float64)
-    )
-    return scan, calibration
+    contents = [placement.content for _, placement in placed[3:]]
+    return scan, calibrate(scan, configuration.geometry, parts[3:], contents)
 
 
 learn_once = cache(learn)  # for the tests that leave the encoder as it is
 
 
-def detector_of(learned: tuple[Scan, Calibration], operating_point: OperatingPoint | None = None) -> Detector:
+def detector_of(learned: tuple[Scan, CalibrationSet], operating_point: OperatingPoint | None = None) -> Detector:
     training = {"steps": 0, "note": "untrained"}
     return Detector("plate", *learned, operating_point, data_fingerprint=FINGERPRINT, training=training)
 
@@ -285,6 +284,9 @@ def test_a_saved_detector_predicts_the_same_to_the_last_bit(
     assert loaded.operating_point == detector.operating_point
     np.testing.assert_array_equal(loaded.calibration.image_scores, detector.calibration.image_scores)
     np.testing.assert_array_equal(loaded.calibration.map_maxima, detector.calibration.map_maxima)
+    np.testing.assert_array_equal(loaded.calibration_set.score_maps, detector.calibration_set.score_maps)
+    np.testing.assert_array_equal(loaded.calibration_set.inputs, detector.calibration_set.inputs)
+    assert loaded.calibration_set.contents == detector.calibration_set.contents
     again = Detector.load(saved(loaded, tmp_path / "again"), "cpu")
     assert_same(again.predict(images[:1]), detector.predict(images[:1]), 0)
 

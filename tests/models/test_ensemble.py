@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from models.artifact import ArtifactError, read_manifest
-from models.calibration import Calibration
+from models.calibration_set import calibrate
 from models.densities import KernelDensity
 from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine
 from models.encoders import DensePatchConfiguration, create_encoder
-from models.geometry import ScanGeometry
+from models.geometry import Box, ScanGeometry
 from models.heatmap import GaussianUpsampler
 
 CONFIGURATION = DetectorConfiguration(geometry=ScanGeometry(image_size=64), encoder=DensePatchConfiguration(width=3))
@@ -42,11 +42,9 @@ def members() -> list[Scan]:
 @pytest.fixture
 def detector(members: list[Scan]) -> Detector:
     scan = combine(members)
-    score_maps, anomaly_maps = scan.maps(parts(6, 10))
-    calibration = Calibration(
-        score_maps.max(axis=(1, 2)).astype(np.float64), anomaly_maps.max(axis=(1, 2)).astype(np.float64)
-    )
-    return Detector("plate", scan, calibration, data_fingerprint="0" * 64)
+    whole = Box(x=0, y=0, width=64, height=64)
+    calibration_set = calibrate(scan, CONFIGURATION.geometry, parts(6, 10), [whole] * 6)
+    return Detector("plate", scan, calibration_set, data_fingerprint="0" * 64)
 
 
 def saved(detector: Detector, folder: Path) -> Path:

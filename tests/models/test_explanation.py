@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.calibration import Calibration
+from models.calibration_set import calibrate
 from models.densities import (
     DENSITIES,
     DensityConfiguration,
@@ -35,7 +35,7 @@ from models.encoders import (
     create_encoder,
 )
 from models.explanation import DEFAULT_STEPS, Method, NotExplainable, check_explainable, explain
-from models.geometry import ScanGeometry
+from models.geometry import Box, ScanGeometry
 from models.heads import ROTATIONS, projection_head
 from models.heatmap import peak_window
 from models.images import place_image, read_image
@@ -92,7 +92,10 @@ def member(encoder_name: str, density: DensityConfiguration = KINDS["kde"], seed
 
 
 def detector_of(*members: Scan) -> Detector:
-    return Detector("plate", combine(members), Calibration(np.zeros(3), np.zeros(3)), data_fingerprint="0" * 64)
+    scan, geometry = combine(members), members[0].configuration.geometry
+    whole = Box(x=0, y=0, width=geometry.image_size, height=geometry.image_size)
+    calibration_set = calibrate(scan, geometry, np.stack([part(number) for number in range(5, 8)]), [whole] * 3)
+    return Detector("plate", scan, calibration_set, data_fingerprint="0" * 64)
 
 
 @pytest.fixture(scope="module")

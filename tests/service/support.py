@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.calibration import Calibration
+from models.calibration_set import calibrate
 from models.densities import DensityConfiguration, KernelDensityConfiguration, create_density
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, create_encoder
@@ -51,14 +51,13 @@ def make_detector(category: str = CATEGORY, density: DensityConfiguration = DEFA
     encoder = create_encoder(configuration.encoder, configuration.geometry)
     side = configuration.geometry.image_size
     scan = Scan(configuration, encoder, create_density(configuration.density), torch.device("cpu"))
-    images = np.stack([place_image(part(seed), side, configuration.resize)[0] for seed in range(16)])
+    placed = [place_image(part(seed), side, configuration.resize) for seed in range(16)]
+    images = np.stack([pixels for pixels, _ in placed])
     bank = scan.embed(images[:8]).flatten(0, 2)
     scan.density.fit(bank[torch.randperm(len(bank))[:512]].numpy())
-    score_maps, anomaly_maps = scan.maps(images[8:])
-    calibration = Calibration(
-        score_maps.max(axis=(1, 2)).astype(np.float64), anomaly_maps.max(axis=(1, 2)).astype(np.float64)
-    )
-    return Detector(category, scan, calibration, data_fingerprint="0" * 64)
+    contents = [placement.content for _, placement in placed[8:]]
+    calibration_set = calibrate(scan, configuration.geometry, images[8:], contents)
+    return Detector(category, scan, calibration_set, data_fingerprint="0" * 64)
 
 
 def encode(image: NDArray[Any], kind: str = "PNG", **options: Any) -> bytes:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.calibration import Calibration
 from models.densities import RotationClassifier, RotationClassifierConfiguration
 from models.detector import Detector, Scan
 from models.explanation import Explanation, Method, explain
@@ -160,9 +159,8 @@ def test_what_cannot_be_explained_is_refused_before_the_body_is_read(serve: Serv
     configuration = own.scan.configuration.model_copy(update={"density": RotationClassifierConfiguration()})
     [member] = own.scan.members
     density = RotationClassifier().adopt(projection_head(member.encoder.feature_dimension, 0, 8, ROTATIONS))
-    calibration = Calibration(np.zeros(3), np.zeros(3))
     scan = Scan(configuration, member.encoder, density, member.device)
-    detector = Detector(CATEGORY, scan, calibration, data_fingerprint="0" * 64)
+    detector = Detector(CATEGORY, scan, own.calibration_set, data_fingerprint="0" * 64)
     ModelStore(tmp_path).publish(CATEGORY, detector.save)
     with serve(tmp_path) as client:
         assert_problem(send(client, encode(part(108))), 409, "not-explainable", "rotation_classifier", "kernel_density")

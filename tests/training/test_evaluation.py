@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.calibration import Calibration, OperatingPoint
+from models.calibration import OperatingPoint
+from models.calibration_set import calibrate
 from models.densities import KernelDensityConfiguration, create_density
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, create_encoder
-from models.geometry import ScanGeometry
+from models.geometry import Box, ScanGeometry
 from models.images import ResizeMode, place_image
 from models.prediction import Verdict
 from training import evaluation
@@ -51,13 +52,12 @@ def build_detector(resize: ResizeMode = "squash") -> Detector:
     def scanned(seeds: range) -> NDArray[np.uint8]:
         return np.stack([place_image(surface(seed), SIZE, resize)[0] for seed in seeds])
 
+    whole = Box(x=0, y=0, width=SIZE, height=SIZE)
+
     bank = scan.embed(scanned(range(4))).reshape(-1, scan.encoder.dimension).numpy()
     density.fit(bank)
-    score_maps, anomaly_maps = scan.maps(scanned(range(10, 29)))
-    calibration = Calibration(
-        score_maps.max(axis=(1, 2)).astype(np.float64), anomaly_maps.max(axis=(1, 2)).astype(np.float64)
-    )
-    return Detector("plate", scan, calibration, data_fingerprint="0" * 64)
+    calibration_set = calibrate(scan, geometry, scanned(range(10, 29)), [whole] * 19)
+    return Detector("plate", scan, calibration_set, data_fingerprint="0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def save(pixels: NDArray[np.uint8], path: Path) -> None:
 
 
 def at(detector: Detector, point: OperatingPoint) -> Detector:
-    return Detector("plate", detector.scan, detector.calibration, point, data_fingerprint="0" * 64)
+    return Detector("plate", detector.scan, detector.calibration_set, point, data_fingerprint="0" * 64)
 
 
 def only(dataset: Dataset, *defects: str) -> Dataset:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from models.calibration_set import calibrate
 from models.densities import KernelDensity, RotationClassifierConfiguration, create_density
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, Encoder, create_encoder
@@ -25,7 +26,6 @@ from training.fit import (
     SMALLEST_DATASET,
     FitConfiguration,
     Fitted,
-    calibrate,
     draw_bank,
     fit,
     publish,
@@ -399,13 +399,14 @@ approx = partial(pytest.approx, rel=0, abs=1e-5)
 def test_calibration_scores_are_those_that_the_detector_gives(scan: Scan, resize: ResizeMode) -> None:
     originals = [pixels(seed)[: 20 + 10 * seed] for seed in range(5)]
     placed = [place_image(image, GEOMETRY.image_size, resize) for image in originals]
-    images, placements = np.stack([image for image, _ in placed]), [placement for _, placement in placed]
+    images, contents = np.stack([image for image, _ in placed]), [placement.content for _, placement in placed]
     scan.density.fit(draw_bank(scan, images[:2], 30, seed=0))
-    calibration = calibrate(scan, images[2:], placements[2:])
+    calibration_set = calibrate(scan, GEOMETRY, images[2:], contents[2:])
+    calibration = calibration_set.scores
 
     configuration = DETECTOR.model_copy(update={"resize": resize})
     own = Scan(configuration, scan.encoder, scan.density, CPU)
-    detector = Detector("cap", own, calibration, data_fingerprint="0" * 64)
+    detector = Detector("cap", own, calibration_set, data_fingerprint="0" * 64)
     predictions = [detector.predict([image])[0] for image in originals[2:]]
     # Float32 sums may round otherwise from one call to the next: the allocator decides how arrays are aligned.
     assert calibration.image_scores == approx([prediction.image_score for prediction in predictions])
@@ -420,6 +421,9 @@ def test_calibration_scores_are_those_that_the_detector_gives(scan: Scan, resize
             for inside, prediction in zip(insides, predictions, strict=True)
         )
     assert len(set(calibration.image_scores)) == 3
+    assert calibration_set.score_maps == approx(np.stack([prediction.score_map for prediction in predictions]))
+    assert calibration_set.contents == tuple(prediction.placement.content for prediction in predictions)
+    np.testing.assert_array_equal(calibration_set.inputs, images[2:])
 
 
 def test_a_letterboxed_fit_calibrates_on_the_held_out_images_as_they_lie(data: Path, tmp_path: Path) -> None:

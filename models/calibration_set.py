@@ -1,0 +1,106 @@
+"""What a calibration was made from, kept so that it can be made again without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from models.calibration import Calibration
+from models.geometry import Box, ScanGeometry
+from models.heatmap import peak_window
+
+CALIBRATION_FILE = "calibration.safetensors"
+
+
+class MapsImages(Protocol):
+    """What turns inputs (B, S, S, 3) into score maps (B, h, w) and anomaly maps (B, S, S): a scan or an ensemble."""
+
+    def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The n calibration images and their scores.
+
+    The score maps suffice to calibrate for other settings, such as a region of interest; the inputs, for another bank.
+
+    Attributes:
+        scores: the calibration as the detector was made with it.
+        score_maps: (n, h, w) float32.
+        contents: where each image lies in its input.
+        inputs: (n, S, S, 3) uint8, the images as they were scanned; of a loaded set they stay on the disk, mapped,
+            until they are looked at.
+
+    Raises:
+        ValueError: if the parts are not of one number of images.
+    """
+
+    scores: Calibration
+    score_maps: NDArray[np.float32]
+    contents: tuple[Box, ...]
+    inputs: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        counts = [len(self.scores), len(self.score_maps), len(self.contents), len(self.inputs)]
+        if len(set(counts)) > 1:
+            raise ValueError(f"a calibration set has scores, score maps, contents and inputs of {counts} images")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def save(self, folder: Path) -> None:
+        """Write it into ``folder``."""
+        boxes = [[box.x, box.y, box.width, box.height] for box in self.contents]
+        arrays = {
+            "image_scores": self.scores.image_scores,
+            "map_maxima": self.scores.map_maxima,
+            "score_maps": self.score_maps,
+            "contents": np.array(boxes, np.int64),
+            "inputs": self.inputs,
+        }
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        save_file(tensors, folder / CALIBRATION_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The set that ``save`` wrote.
+
+        Raises:
+            OSError, SafetensorError, KeyError, ValueError: it is not there or not whole.
+        """
+        arrays = {name: tensor.numpy() for name, tensor in load_file(folder / CALIBRATION_FILE).items()}
+        return cls(
+            Calibration(arrays["image_scores"], arrays["map_maxima"]),
+            arrays["score_maps"],
+            tuple(Box(x=x, y=y, width=width, height=height) for x, y, width, height in arrays["contents"].tolist()),
+            arrays["inputs"],
+        )
+
+
+def calibrate(
+    scan: MapsImages, geometry: ScanGeometry, inputs: NDArray[np.uint8], contents: Sequence[Box]
+) -> CalibrationSet:
+    """Scan good images that neither the encoder nor the density has seen, one at a time.
+
+    Args:
+        scan: fitted.
+        geometry: the scan's.
+        inputs: (n, S, S, 3), placed images.
+        contents: how each original lies in its input; a letter-box's padding does not count.
+    """
+    score_maps, scores, maxima = [], [], []
+    for pixels, content in zip(inputs, contents, strict=True):
+        [score_map], [anomaly_map] = scan.maps(pixels[None])
+        score_maps.append(score_map)
+        scores.append(score_map[peak_window(score_map, geometry, content)])
+        shown = anomaly_map[content.y : content.y + content.height, content.x : content.x + content.width]
+        maxima.append(shown.max())
+    made = Calibration(np.asarray(scores, np.float64), np.asarray(maxima, np.float64))
+    return CalibrationSet(made, np.stack(score_maps), tuple(contents), inputs)

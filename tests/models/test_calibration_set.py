@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from models.calibration import Calibration
+from models.calibration_set import CalibrationSet, calibrate
+from models.geometry import Box, ScanGeometry
+from models.heatmap import GaussianUpsampler
+
+GEOMETRY = ScanGeometry(image_size=64)
+WHOLE, TOP = Box(x=0, y=0, width=64, height=64), Box(x=0, y=0, width=64, height=20)
+
+
+class Brightness:
+    """Scores a window by the pixel at its centre, so that a score is known without a network."""
+
+    def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        centres = [round(GEOMETRY.center(k, k)[0]) for k in range(GEOMETRY.grid_size)]
+        scores = images[:, centres][:, :, centres, 0].astype(np.float32)
+        return scores, GaussianUpsampler(GEOMETRY)(torch.from_numpy(scores)).numpy()
+
+
+def inputs(count: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+def test_a_calibration_set_keeps_what_its_scores_are_made_of() -> None:
+    images = inputs(4)
+    made = calibrate(Brightness(), GEOMETRY, images, [WHOLE, WHOLE, TOP, TOP])
+    score_maps, anomaly_maps = Brightness().maps(images)
+    np.testing.assert_array_equal(made.score_maps, score_maps)
+    np.testing.assert_array_equal(made.inputs, images)
+    rows, _ = GEOMETRY.windows_of(TOP)
+    assert len(rows) < GEOMETRY.grid_size  # so that the content's box matters
+    expected = [*score_maps[:2].max(axis=(1, 2)), *score_maps[2:, rows.start : rows.stop].max(axis=(1, 2))]
+    np.testing.assert_array_equal(made.scores.image_scores, expected)
+    maxima = [*anomaly_maps[:2].max(axis=(1, 2)), *anomaly_maps[2:, :20].max(axis=(1, 2))]
+    np.testing.assert_allclose(made.scores.map_maxima, maxima, rtol=1e-6)
+
+
+def test_a_calibration_set_reads_back_to_the_last_bit(tmp_path: Path) -> None:
+    made = calibrate(Brightness(), GEOMETRY, inputs(5), [WHOLE, TOP, WHOLE, TOP, WHOLE])
+    made.save(tmp_path)
+    loaded = CalibrationSet.load(tmp_path)
+    for name in ("score_maps", "inputs"):
+        assert getattr(loaded, name).dtype == getattr(made, name).dtype
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(made, name))
+    np.testing.assert_array_equal(loaded.scores.image_scores, made.scores.image_scores)
+    np.testing.assert_array_equal(loaded.scores.map_maxima, made.scores.map_maxima)
+    assert loaded.contents == made.contents
+    assert len(loaded) == 5
+
+
+def test_parts_of_different_numbers_of_images_are_refused() -> None:
+    made = calibrate(Brightness(), GEOMETRY, inputs(3), [WHOLE] * 3)
+    with pytest.raises(ValueError, match=r"of \[2, 3, 3, 3\] images"):
+        CalibrationSet(Calibration(np.zeros(2), np.zeros(2)), made.score_maps, made.contents, made.inputs)
