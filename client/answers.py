@@ -1,0 +1,184 @@
+"""What the service answers. A field that a newer service adds is kept in ``model_extra``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Verdict(StrEnum):
+    """``review`` is a band around the threshold, if one is set; ``invalid`` is not a picture of this product."""
+
+    GOOD = "good"
+    DEFECTIVE = "defective"
+    REVIEW = "review"
+    INVALID = "invalid"
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Box(_Answer):
+    """A rectangle of whole pixels; ``x`` and ``y`` are its first column and row."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+class Point(_Answer):
+    """A pixel: column ``x``, row ``y``."""
+
+    x: int
+    y: int
+
+
+class Region(_Answer):
+    """An area above the pixel threshold, in pixels of the image as displayed (after its EXIF orientation)."""
+
+    box: Box
+    area: int
+    peak: Point
+    peak_score: float
+    contour: tuple[Point, ...]
+
+
+class ImageSize(_Answer):
+    """Size of the image as displayed."""
+
+    width: int
+    height: int
+
+
+class Times(_Answer):
+    """Milliseconds by stage of the service."""
+
+    upload: float
+    decode: float
+    queue: float
+    score: float
+    total: float
+
+
+class Score(_Answer):
+    """One inspection. Scores: higher is more anomalous.
+
+    Attributes:
+        image_score: the highest score of a window.
+        threshold: image scores above it are defective.
+        pixel_threshold: the anomaly map's values above it form regions.
+        p_value: share of good parts at least as anomalous.
+        regions: the highest peak first.
+        score_map: score of every window, if asked for.
+    """
+
+    id: UUID
+    category: str
+    version: int
+    image_score: float
+    threshold: float
+    pixel_threshold: float
+    p_value: float
+    verdict: Verdict
+    regions: tuple[Region, ...]
+    image: ImageSize
+    times: Times
+    score_map: list[list[float]] | None = None
+
+
+class _Picture(_Answer):
+    """A PNG and the numbers that came with it, named as in ``Score``."""
+
+    png: bytes
+    id: UUID
+    category: str
+    version: int
+    image_score: float
+    threshold: float
+    pixel_threshold: float
+    p_value: float
+    verdict: Verdict
+    image: ImageSize
+
+
+class Overlay(_Picture):
+    """The heatmap over the original image; the anomaly map's values at the first and at the last colour."""
+
+    scale_start: float
+    scale_end: float
+
+
+class RawMap(_Picture):
+    """The anomaly map as a 16-bit grayscale PNG: value = ``map_minimum`` + code * ``map_step``.
+
+    Attributes:
+        map_content: where the image lies in the map.
+    """
+
+    map_minimum: float
+    map_step: float
+    map_content: Box
+
+
+class ExplanationPicture(_Picture):
+    """What made the score of the worst window, over the original image.
+
+    Attributes:
+        method: how it was found.
+        window: the window that has the image score, in pixels of the image as displayed.
+        full_colour: the attribution, above or below 0, from which on a pixel's colour is full.
+        baseline_score: integrated gradients: the score of the window's mean colour.
+        attribution_sum: integrated gradients: what all pixels add, about ``image_score - baseline_score``.
+    """
+
+    method: str
+    window: Box
+    full_colour: float
+    baseline_score: float | None = None
+    attribution_sum: float | None = None
+
+
+class Category(_Answer):
+    """A category of the service.
+
+    Attributes:
+        state: only one that is "ready" scores.
+        version: the active one.
+        reason: why it could not be loaded.
+        detector: what it is and how it decides; only where one category was asked for.
+    """
+
+    category: str
+    state: str
+    version: int | None = None
+    reason: str | None = None
+    detector: dict[str, Any] | None = None
+
+
+class CategoryList(_Answer):
+    """Every category, by name."""
+
+    categories: tuple[Category, ...]
+
+
+class Health(_Answer):
+    """Whether the service lives, and why not."""
+
+    healthy: bool
+    reason: str | None = None
+
+
+class Readiness(_Answer):
+    """Whether the service can score, and why not."""
+
+    ready: bool
+    reason: str | None = None
+    categories: tuple[Category, ...] = ()
+
+
+Method = Literal["integrated_gradients", "grad_cam"]
