@@ -3,6 +3,8 @@
     root/<category>/versions/<number>/      one artifact each, its files read-only
     root/<category>/versions/.staging/      the version being written
     root/<category>/active                  the number of the active version
+    root/<category>/shadow                  the number of the version that scores beside it, if there is one
+    root/<category>/activations.json        which version became active, when, and by whom
     root/<category>/records/<number>/       JSON files about a version that came later than it: metrics, thresholds
     root/<category>/.lock                   held by the one process that writes to the category
 
@@ -12,21 +14,26 @@ The system frees the lock of a process that dies, so whoever holds it knows a st
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from models.activations import Activation, previous, read_activations, rendered, system_user
 from models.artifact import ArtifactError, sync_folder, sync_tree, verify
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _STAGING = ".staging"
+_ACTIVE, _SHADOW = "active", "shadow"
+_ADVICE = {_ACTIVE: "activate", _SHADOW: "choose as shadow"}
 _LONGEST_POINTER = 20  # bytes: more than a number and its newline take
 
 
@@ -36,6 +43,10 @@ class StoreError(Exception):
 
 class StoreNotFound(StoreError):
     """There is no folder at the store's root."""
+
+
+class StoreReadOnly(StoreError):
+    """This process may not write to the category."""
 
 
 class InvalidCategoryName(StoreError, ValueError):
@@ -104,14 +115,38 @@ class ModelStore:
             ArtifactError: the pointer is damaged, or names a version that is gone.
         """
         check_category_name(category)
-        version = self._pointer(category)  # before the list: a version is there before the pointer names it
-        versions = self.versions(category)
-        if version is not None and version not in versions:
-            raise ArtifactError(
-                f"{self._category(category) / 'active'} names version {version}, which is gone; "
-                f"activate one of {', '.join(map(str, versions))}"
-            )
-        return version
+        return self._named(category, _ACTIVE)
+
+    def shadow(self, category: str) -> int | None:
+        """The version that scores beside the active one and only records; None where there is none.
+
+        Raises:
+            ArtifactError: as ``active``.
+        """
+        return self._named(category, _SHADOW)
+
+    def activations(self, category: str) -> list[Activation]:
+        """Which version became active when, the latest last.
+
+        Raises:
+            ArtifactError: the history is damaged.
+        """
+        self.versions(category)
+        return read_activations(self._history(category))
+
+    def previous(self, category: str) -> int | None:
+        """The version that a rollback makes active again; None where there is none.
+
+        Raises:
+            ArtifactError: as ``activations``.
+        """
+        return previous(self.activations(category), self.versions(category))
+
+    def stamp(self, category: str, version: int) -> Hashable:
+        """A value that changes when a file of a version does, had without opening one."""
+        folder = self.folder(category, version)
+        paths = sorted(folder.rglob("*"))
+        return tuple((str(path.relative_to(folder)), *_identity(path.lstat())) for path in paths)
 
     def folder(self, category: str, version: int) -> Path:
         """The artifact of a version."""
@@ -120,7 +155,14 @@ class ModelStore:
             raise UnknownVersion(category, version, versions)
         return self._versions(category) / str(version)
 
-    def publish(self, category: str, write: Callable[[Path, int], None], *, activate: bool = True) -> int:
+    def publish(
+        self,
+        category: str,
+        write: Callable[[Path, int], None],
+        *,
+        activate: bool = True,
+        author: str | None = None,
+    ) -> int:
         """Add a version: readers see all of it or nothing, whenever this process or the machine stops.
 
         Publishers of one category wait for each other, so ``write`` should store what is trained already, and it must
@@ -129,6 +171,7 @@ class ModelStore:
         Args:
             write: gets an empty folder and the version's number, and leaves an artifact with its manifest there.
             activate: whether the new version becomes the active one.
+            author: who does, for the history of activations; None for the user of this process.
 
         Returns:
             The version's number: larger than any that the category still has a trace of.
@@ -160,14 +203,44 @@ class ModelStore:
                 raise
             sync_folder(versions)
             if activate:
-                self._point(category, version)
+                self._activate(category, version, author)
         return version
 
-    def activate(self, category: str, version: int) -> None:
-        """Make a version the active one: an older one too, which is how to roll back."""
+    def activate(self, category: str, version: int, *, author: str | None = None, rollback: bool = False) -> None:
+        """Make a version the active one; it is the shadow no longer.
+
+        Args:
+            author: who does; None for the user of this process.
+            rollback: whether the version is the one that ``previous`` named.
+
+        Raises:
+            StoreReadOnly: this process may not write to the category.
+            ArtifactError: as ``activations``.
+        """
         self.folder(category, version)
         with self._lock(category):
-            self._point(category, version)
+            self._activate(category, version, author, rollback=rollback)
+
+    def set_shadow(self, category: str, version: int | None) -> None:
+        """Let a version score beside the active one, or, with None, no version.
+
+        Raises:
+            StoreReadOnly: this process may not write to the category.
+        """
+        if version is not None:
+            self.folder(category, version)
+        with self._lock(category):
+            self._point(category, _SHADOW, version)
+
+    def check_writable(self, category: str) -> None:
+        """See that this process may write to a category, before work is spent on what will be written.
+
+        Raises:
+            StoreReadOnly: it may not.
+        """
+        self.versions(category)
+        if not os.access(folder := self._category(category), os.W_OK):
+            raise _read_only(folder)
 
     def record(self, category: str, version: int, name: str, payload: Mapping[str, Any]) -> Path:
         """Store a JSON object about a version, in place of the one of that name if there is one.
@@ -216,8 +289,22 @@ class ModelStore:
             return []
         return sorted(number for number in _numbers(folder) if self._is_own_folder(folder / str(number)))
 
-    def _pointer(self, category: str) -> int | None:
-        path = self._category(category) / "active"
+    def _history(self, category: str) -> Path:
+        return self._category(category) / "activations.json"
+
+    def _named(self, category: str, name: str) -> int | None:
+        """The version that a pointer of the category names, which is there."""
+        check_category_name(category)
+        version = self._pointer(category, name)  # before the list: a version is there before the pointer names it
+        versions = self.versions(category)
+        if version is not None and version not in versions:
+            path = self._category(category) / name
+            others = ", ".join(map(str, versions))
+            raise ArtifactError(f"{path} names version {version}, which is gone; {_ADVICE[name]} one of {others}")
+        return version
+
+    def _pointer(self, category: str, name: str) -> int | None:
+        path = self._category(category) / name
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
@@ -228,21 +315,45 @@ class ModelStore:
             return None
         except OSError as error:
             raise ArtifactError(
-                f"{path} cannot be read: {error.strerror}; remove it, then activate a version"
+                f"{path} cannot be read: {error.strerror}; remove it, then {_ADVICE[name]} a version"
             ) from error
         text = content.decode("ascii", errors="replace")
         if not _NUMBER.fullmatch(text.removesuffix("\n")):
-            raise ArtifactError(f"{path} should hold a version's number, but begins {text!r}; activate a version again")
+            raise ArtifactError(
+                f"{path} should hold a version's number, but begins {text!r}; {_ADVICE[name]} a version again"
+            )
         return int(text)
 
-    def _point(self, category: str, version: int) -> None:
-        _replace(self._category(category) / "active", f"{version}\n")
+    def _activate(self, category: str, version: int, author: str | None, *, rollback: bool = False) -> None:
+        history = read_activations(self._history(category))
+        with suppress(ArtifactError):  # a damaged pointer is mended by the new one
+            before = self._pointer(category, _ACTIVE)
+            if before is not None and [entry.version for entry in history[-1:]] != [before]:
+                # Activated without a line here: by an older Plumbline, or by one that died in between.
+                moved = datetime.fromtimestamp((self._category(category) / _ACTIVE).stat().st_mtime, UTC)
+                history.append(Activation(version=before, time=moved, author=None))
+        self._point(category, _ACTIVE, version)
+        if [entry.version for entry in history[-1:]] != [version]:
+            now, author = datetime.now(UTC), author or system_user()
+            history.append(Activation(version=version, time=now, author=author, rollback=rollback))
+            _replace(self._history(category), rendered(history))
+        with suppress(ArtifactError):
+            if self._pointer(category, _SHADOW) == version:
+                self._point(category, _SHADOW, None)
+
+    def _point(self, category: str, name: str, version: int | None) -> None:
+        path = self._category(category) / name
+        if version is None:
+            path.unlink(missing_ok=True)
+            sync_folder(path.parent)
+        else:
+            _replace(path, f"{version}\n")
 
     def _next_version(self, category: str) -> int:
         # A version deleted by hand leaves records and the pointer: given again, its number would inherit both.
         taken = _numbers(self._versions(category)) | _numbers(self._category(category) / "records")
         with suppress(ArtifactError):  # a damaged pointer is no reason not to publish
-            taken.add(self._pointer(category) or 0)
+            taken.add(self._pointer(category, _ACTIVE) or 0)
         return max(taken, default=0) + 1
 
     def _is_own_folder(self, folder: Path) -> bool:
@@ -267,12 +378,28 @@ class ModelStore:
 
     @contextmanager
     def _lock(self, category: str) -> Iterator[None]:
-        descriptor = os.open(self._category(category) / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        folder = self._category(category)
+        if not os.access(folder, os.W_OK):
+            raise _read_only(folder)
+        try:
+            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise _read_only(folder) from error
+            raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _read_only(folder: Path) -> StoreReadOnly:
+    return StoreReadOnly(f"this process may not write to {folder}; do it as a user, on a machine, that may")
 
 
 def _numbers(folder: Path) -> set[int]:

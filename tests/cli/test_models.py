@@ -70,6 +70,29 @@ def test_activate_and_back(run: Run, two_versions: Path) -> None:
         assert ModelStore(two_versions).active(CATEGORY) == version
 
 
+def test_rollback_and_history(run: Run, two_versions: Path) -> None:
+    where = ("--models", two_versions, "--json")
+    run("models", "rollback", CATEGORY, *where).assert_refused(2, "none to go back to")
+    run("models", "activate", CATEGORY, "2", *where)
+    back = run("models", "rollback", CATEGORY, *where)
+    assert back.result == {"category": CATEGORY, "active": 1}
+    assert "version 1 is active again" in back.output
+    assert ModelStore(two_versions).active(CATEGORY) == 1
+    history = run("models", "history", CATEGORY, *where)
+    entries = history.result["activations"]
+    assert [(entry["version"], entry["rollback"]) for entry in entries] == [(1, False), (2, False), (1, True)]
+    assert "rolled back to version 1" in history.output.splitlines()[2]
+
+
+def test_shadow(run: Run, two_versions: Path) -> None:
+    where = ("--models", two_versions, "--json")
+    run("models", "shadow", CATEGORY, "1", *where).assert_refused(2, "is the active one")
+    assert run("models", "shadow", CATEGORY, "2", *where).result == {"category": CATEGORY, "shadow": 2}
+    assert ModelStore(two_versions).shadow(CATEGORY) == 2
+    assert "no version is the shadow" in run("models", "shadow", CATEGORY, *where).output
+    assert ModelStore(two_versions).shadow(CATEGORY) is None
+
+
 def test_verify(run: Run, two_versions: Path) -> None:
     for arguments, version in (((), 1), (("2",), 2)):
         outcome = run("models", "verify", CATEGORY, *arguments, "--models", two_versions, "--json")

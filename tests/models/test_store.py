@@ -188,6 +188,10 @@ def test_no_other_name_reaches_a_file(kept: ModelStore, name: str) -> None:
     requests: list[Callable[[], object]] = [
         lambda: kept.versions(name),
         lambda: kept.active(name),
+        lambda: kept.shadow(name),
+        lambda: kept.activations(name),
+        lambda: kept.set_shadow(name, 1),
+        lambda: kept.stamp(name, 1),
         lambda: kept.folder(name, 1),
         lambda: kept.activate(name, 1),
         lambda: kept.publish(name, write),
