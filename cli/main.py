@@ -21,6 +21,7 @@ VERBS = {
     "score": "score images",
     "explain": "show what made the score of images",
     "serve": "serve the active versions over HTTP",
+    "keys": "make, list and revoke the keys that callers of the service need",
     "models": "list, show, activate and verify trained versions",
     "benchmark": "measure speed on this machine",
     "reproduce": "measure the paper's tables again",

@@ -9,22 +9,32 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import metadata
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from models.device import set_threads
 from models.store import ModelStore
 from service.api import categories, health, scoring
+from service.browsers import BrowserGuard
 from service.errors import install_error_handlers
 from service.inspection import Service
+from service.keys import Keyring
 from service.middleware import RequestMiddleware
+from service.openapi import extend_openapi
 from service.registry import Registry
+from service.security import Access
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.worker import Worker
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Build the application; it loads models when it starts, and answers while it does."""
+    """Build the application; it loads models when it starts, and answers while it does.
+
+    Raises:
+        SettingsError: the keys cannot be read.
+    """
+    keyring = None if settings.keys is None else Keyring(settings.keys)
     telemetry = Telemetry()
     worker = Worker(settings.queue_size)
     service = Service(
@@ -41,6 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
         worker.start()
         loading = asyncio.create_task(_start(service))
         async with AsyncExitStack() as stack:
+            if keyring is not None:
+                await stack.enter_async_context(keyring.followed())
             for sink in service.sinks:
                 await stack.enter_async_context(sink)
             yield
@@ -59,11 +71,25 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    app.add_middleware(RequestMiddleware, telemetry=telemetry)
+    app.state.access = Access(keyring)
+    _add_middleware(app, settings, telemetry)
     install_error_handlers(app)
+    extend_openapi(app)
     for router in (scoring.router, categories.router, health.router):
         app.include_router(router)
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, telemetry: Telemetry) -> None:
+    """The last that is added is the first that a request meets."""
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    any_host = settings.keys is not None and not settings.allowed_hosts
+    hosts = None if any_host else {"localhost", settings.host.lower(), *settings.allowed_hosts}
+    app.add_middleware(BrowserGuard, hosts=hosts, origins=settings.cors_origins)
+    app.add_middleware(RequestMiddleware, telemetry=telemetry)
 
 
 async def _start(service: Service) -> None:

@@ -38,6 +38,9 @@ class ProblemKind:
 
 
 MALFORMED_MULTIPART = ProblemKind("malformed-multipart", 400, "The multipart body cannot be read")
+UNAUTHENTICATED = ProblemKind("unauthenticated", 401, "The service does not know who calls")
+FORBIDDEN = ProblemKind("forbidden", 403, "The caller may not do this")
+FOREIGN_ORIGIN = ProblemKind("foreign-origin", 403, "A page of another site sent the request")
 UNKNOWN_CATEGORY = ProblemKind("unknown-category", 404, "There is no such category")
 NOT_FOUND = ProblemKind("not-found", 404, "There is no such address")
 METHOD_NOT_ALLOWED = ProblemKind("method-not-allowed", 405, "The method is not allowed here")
@@ -47,6 +50,7 @@ UPLOAD_TOO_LARGE = ProblemKind("upload-too-large", 413, "The upload has too many
 IMAGE_TOO_LARGE = ProblemKind("image-too-large", 413, "The image has too many pixels")
 UNSUPPORTED_MEDIA_TYPE = ProblemKind("unsupported-media-type", 415, "The content type is not accepted")
 UNSUPPORTED_IMAGE = ProblemKind("unsupported-image", 415, "The image format is not accepted")
+UNKNOWN_HOST = ProblemKind("unknown-host", 421, "The service is not called that")
 INVALID_REQUEST = ProblemKind("invalid-request", 422, "The request is not valid")
 UNREADABLE_IMAGE = ProblemKind("unreadable-image", 422, "The upload cannot be read as an image")
 INTERNAL_ERROR = ProblemKind("internal-error", 500, "The service made a mistake")
@@ -108,8 +112,21 @@ def problem_response(
 
 def problem_responses(*kinds: ProblemKind) -> dict[int | str, dict[str, Any]]:
     """The OpenAPI description of the problems that a route may answer with."""
+    return _responses((*kinds, INTERNAL_ERROR))
+
+
+def document_problems(operation: dict[str, Any], *kinds: ProblemKind) -> None:
+    """Add problems to an operation of an OpenAPI document; a status that it answers in another shape stays as it is."""
+    responses = operation["responses"]
+    for status, response in _responses(kinds).items():
+        known = responses.setdefault(str(status), response)
+        if known is not response and PROBLEM_JSON in known.get("content", {}):
+            known["description"] += f"; {response['description']}"
+
+
+def _responses(kinds: tuple[ProblemKind, ...]) -> dict[int | str, dict[str, Any]]:
     titles: dict[int | str, list[str]] = {}
-    for kind in (*kinds, INTERNAL_ERROR):
+    for kind in kinds:
         titles.setdefault(kind.status, []).append(f"{kind.title} (`{kind.slug}`)")
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
@@ -124,33 +141,11 @@ def quote(text: str) -> str:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every error of the application with a problem, and describe that shape in its OpenAPI document."""
+    """Answer every error of the application with a problem."""
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        if "Problem" not in schemas:
-            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(problem.pop("$defs"), Problem=problem)
-            _remove_validation_errors(document)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
-
-
-def _remove_validation_errors(document: dict[str, Any]) -> None:
-    """Take out the 422 that FastAPI adds to every route with a parameter, though its shape is not what we send."""
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                del operation["responses"]["422"]
-    for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
 
 
 async def _on_problem(request: Request, error: Exception) -> Response:

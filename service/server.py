@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 import threading
@@ -27,13 +28,18 @@ def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are finished.
 
     Raises:
-        SettingsError: the device is not there, or the address cannot be listened on.
+        SettingsError: the device is not there, the address cannot be listened on or is everybody's without keys, or
+            the keys cannot be read.
     """
     listener = _listen(settings)
     configure_logging(settings.log_level)
-    _log.info("listening", extra={"fields": {"url": _url(settings.host, listener)}})
+    app = _create_app(settings, listener)
+    _log.info(
+        "listening",
+        extra={"fields": {"url": _url(settings.host, listener), "callers": "keys" if settings.keys else "anonymous"}},
+    )
     with suppress(KeyboardInterrupt):  # uvicorn raises SIGINT again once it has stopped
-        _server(create_app(settings)).run(sockets=[listener])
+        _server(app).run(sockets=[listener])
 
 
 @contextmanager
@@ -47,7 +53,7 @@ def serving(settings: Settings, *, loaded: bool = True) -> Iterator[str]:
         SettingsError: as ``run``.
     """
     listener = _listen(settings)
-    app = create_app(settings)
+    app = _create_app(settings, listener)
     server = _server(app)
     registry = app.state.service.registry
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server", daemon=True)
@@ -72,6 +78,14 @@ def check_address(settings: Settings) -> None:
     _listen(settings).close()
 
 
+def _create_app(settings: Settings, listener: socket.socket) -> FastAPI:
+    try:
+        return create_app(settings)
+    except SettingsError:
+        listener.close()
+        raise
+
+
 def _server(app: FastAPI) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
@@ -90,12 +104,21 @@ def _listen(settings: Settings) -> socket.socket:
         raise SettingsError(f"PLUMBLINE_DEVICE (--device): {error}") from error
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family)
+        listener = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {settings.host!r} port {settings.port} ({error.strerror}); "
             "set PLUMBLINE_HOST (--host) and PLUMBLINE_PORT (--port) to an address that is free"
         ) from error
+    reachable = not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    if reachable and settings.keys is None and not settings.allow_anonymous:
+        listener.close()
+        raise SettingsError(
+            f"{settings.host} can be reached from other machines, and no caller would need a key; make one: "
+            "plumbline keys create NAME --scope score --keys keys.json, then serve with PLUMBLINE_KEYS=keys.json "
+            "(--keys keys.json), or let anybody in: PLUMBLINE_ALLOW_ANONYMOUS=true (--allow-anonymous)"
+        )
+    return listener
 
 
 def _url(host: str, listener: socket.socket) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.images import DEFAULT_MAX_PIXELS
 
 _PREFIX = "PLUMBLINE_"
+
+Names = Annotated[tuple[str, ...], NoDecode]
+"""Several values, with commas between them."""
 
 
 class SettingsError(Exception):
@@ -27,6 +31,21 @@ class Settings(BaseSettings):
 
     models: Path = Field(description="folder that trained models are published to")
     host: str = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    keys: Path | None = Field(
+        default=None, description="file of API keys ('plumbline keys create'); set, every caller needs one"
+    )
+    allow_anonymous: bool = Field(
+        default=False, description="ask nobody for a key, even where the address is not of this machine alone"
+    )
+    allowed_hosts: Names = Field(
+        default=(),
+        description="host names that the service answers as besides localhost and IP addresses, with commas between; "
+        "unset: none, or any where callers need keys",
+    )
+    cors_origins: Names = Field(
+        default=(),
+        description="sites whose pages may use the service, such as https://quality.example, with commas between",
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where torch and FAISS compute")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch, FAISS and OpenCV; unset: theirs")
@@ -41,6 +60,37 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=64 * 2**20, ge=1, description="largest request body")
     max_pixels: int = Field(default=DEFAULT_MAX_PIXELS, ge=1, description="most pixels of an image")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
+
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(r"[a-z0-9._-]+", host):
+                raise ValueError(f"{host!r} is no host name; give it without scheme and port")
+        return hosts
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"https?://[a-z0-9._-]+(:\d+)?", origin):
+                raise ValueError(f"{origin!r} is no origin; give scheme and host, and the port if it has one, no path")
+        return origins
+
+    @model_validator(mode="after")
+    def _keys_or_nobody(self) -> Self:
+        if self.keys is not None and self.allow_anonymous:
+            raise ValueError(
+                f"{_named('keys')} and {_named('allow_anonymous')} are both set; keep the one that is meant"
+            )
+        return self
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -66,12 +116,15 @@ def load_settings(**options: Any) -> Settings:
 
 
 def _sentence(problem: dict[str, Any]) -> str:
+    message: str = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:  # settings that do not fit together; the message names them
+        return message
     name = str(problem["loc"][0])
     if problem["type"] == "missing":
         return f"{_named(name)} is not set: {Settings.model_fields[name].description}"
     if problem["type"] == "extra_forbidden":
         return f"there is no setting {name!r}; there is {', '.join(Settings.model_fields)}"
-    return f"{_named(name)} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    return f"{_named(name)} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
 
 
 def _named(name: str) -> str:

@@ -23,6 +23,7 @@ VERBS = (
     "evaluate",
     "score",
     "serve",
+    "keys",
     "models",
     "benchmark",
     "reproduce",
@@ -81,6 +82,20 @@ def test_compose_is_private_and_the_override_drops_the_gpu() -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert compose("docker-compose.cpu.yml")["services"]["plumbline"]["deploy"] is None
+
+
+def test_compose_asks_for_keys_that_only_their_own_service_writes() -> None:
+    services = compose("docker-compose.yml")["services"]
+    assert services["plumbline"]["environment"]["PLUMBLINE_KEYS"] == "${PLUMBLINE_KEYS-/keys/keys.json}"
+    mounts = {
+        name: [volume for volume in service["volumes"] if volume["target"] == "/keys"]
+        for name, service in services.items()
+    }
+    assert [volume["read_only"] for volume in mounts["plumbline"]] == [True]
+    assert [volume.get("read_only", False) for volume in mounts["keys"]] == [False]
+    assert services["keys"]["network_mode"] == "none"
+    assert services["keys"]["profiles"] == ["tools"]
+    assert services["keys"]["image"] == services["plumbline"]["image"]
 
 
 @pytest.mark.parametrize("files", [("docker-compose.yml",), ("docker-compose.yml", "docker-compose.cpu.yml")])

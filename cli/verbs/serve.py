@@ -13,7 +13,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from service.settings import Settings
 
     for name, field in Settings.model_fields.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=field.description)
+        option = f"--{name.replace('_', '-')}"
+        if field.annotation is bool:
+            parser.add_argument(option, action="store_const", const=True, help=field.description)
+        else:
+            parser.add_argument(option, metavar="VALUE", help=field.description)
     add_json(parser)
 
 

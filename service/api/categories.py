@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
 from service.errors import UNKNOWN_CATEGORY, problem_responses
 from service.inspection import service_of
 from service.registry import Category, CategoryState
+from service.security import requires
 
-router = APIRouter(prefix="/v1/categories", tags=["categories"])
+router = APIRouter(prefix="/v1/categories", tags=["categories"], dependencies=[Depends(requires())])
 
 
 class CategorySummary(BaseModel):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
 from service.api.categories import CategorySummary, summary
 from service.inspection import service_of
+from service.security import access_of, requires
 
 router = APIRouter(tags=["operation"])
 
@@ -21,7 +22,9 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     ready: bool
     reason: str | None = Field(default=None, description="why not")
-    categories: list[CategorySummary]
+    categories: list[CategorySummary] | None = Field(
+        default=None, description="not where callers need keys: /v1/categories has them"
+    )
 
 
 @router.get("/healthz", responses={503: {"model": Health}}, response_model_exclude_none=True)
@@ -38,14 +41,12 @@ async def readyz(request: Request, response: Response) -> Readiness:
     service = service_of(request)
     obstacle = service.worker.failure() or service.registry.not_ready()
     response.status_code = 200 if obstacle is None else 503
-    return Readiness(
-        ready=obstacle is None,
-        reason=obstacle,
-        categories=[summary(category) for category in service.registry.categories()],
-    )
+    known = access_of(request).keyring is None  # who asks here may be anybody
+    categories = [summary(category) for category in service.registry.categories()] if known else None
+    return Readiness(ready=obstacle is None, reason=obstacle, categories=categories)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(requires())])
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     service = service_of(request)

@@ -96,7 +96,7 @@ def assert_problem(response: httpx.Response, status: int, slug: str, *mentions: 
 
 def post_head(client: httpx.Client, path: str, length: int) -> str:
     """Announce a body of ``length`` bytes, send none of it, and give the status line that comes all the same."""
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {length}\r\n\r\n"
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=30) as connection:
         connection.sendall(head.encode())
         return connection.recv(4096).decode().splitlines()[0]

@@ -259,7 +259,7 @@ def test_failing_score_is_an_internal_error_and_no_more(
 
 def test_image_of_a_client_that_left_is_not_scored(serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(part(0))
-    head = f"POST {SCORE} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {SCORE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
     with serve(models) as client, held_worker(monkeypatch) as gate, ThreadPoolExecutor(1) as pool:
         first = pool.submit(send, client)
         assert gate.entered.wait(60)
@@ -280,7 +280,7 @@ def test_upload_that_never_ends(serve: Serve, models: Path) -> None:
         socket.create_connection((client.base_url.host, client.base_url.port or 0)) as slow,
     ):
         slow.sendall(
-            f"POST {SCORE} HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\nx".encode()
+            f"POST {SCORE} HTTP/1.1\r\nHost: [::1]\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\nx".encode()
         )
         slow.settimeout(30)
         assert slow.recv(4096).startswith(b"HTTP/1.1 408 ")

@@ -1,0 +1,100 @@
+"""Make, list and revoke the keys that callers of the service need."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.options import add_json, positive_integer
+
+if TYPE_CHECKING:
+    from service.keys import KeyRecord
+
+_MOST_DAYS = 36_500
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's sub-verbs."""
+    from service.security import Scope
+
+    verbs = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, action, help_line in (
+        ("create", _create, "make a key, and print it this once"),
+        ("list", _list, "every key: its id, who holds it, what it allows"),
+        ("revoke", _revoke, "have a key refused from now on"),
+    ):
+        sub = verbs.add_parser(name, help=help_line, description=help_line)
+        if action is _create:
+            sub.add_argument("name", metavar="NAME", help="who will hold it, as records and logs show")
+            sub.add_argument(
+                "--scope",
+                action="append",
+                choices=[scope.value for scope in Scope],
+                default=[],
+                help="what it allows, once for each; none implies another; without any: to read what every caller may",
+            )
+            sub.add_argument("--expires", type=_days, metavar="DAYS", help="after so many days")
+        if action is _revoke:
+            sub.add_argument("id", metavar="ID", help="of the key, as 'plumbline keys list' shows it")
+        sub.add_argument(
+            "--keys",
+            type=Path,
+            default=Path(os.environ.get("PLUMBLINE_KEYS") or "keys.json"),
+            help="file of the keys (default: %(default)s)",
+        )
+        add_json(sub)
+        sub.set_defaults(action=action)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the sub-verb."""
+    result: dict[str, Any] = options.action(options)
+    return result
+
+
+def _days(text: str) -> int:
+    days = positive_integer(text)
+    if days > _MOST_DAYS:
+        raise argparse.ArgumentTypeError(f"{days} days are more than {_MOST_DAYS}; leave it out for no end")
+    return days
+
+
+def _create(options: argparse.Namespace) -> dict[str, Any]:
+    from service.keys import create_key
+    from service.security import Scope
+
+    lifetime = timedelta(days=options.expires) if options.expires else None
+    record, key = create_key(options.keys, options.name, tuple(map(Scope, options.scope)), lifetime)
+    print(_line(record))
+    if not options.json:
+        print(f"{key}\nThis is the only time it is shown. Callers send it as 'Authorization: Bearer KEY'.")
+    return {**_facts(record), "key": key}
+
+
+def _list(options: argparse.Namespace) -> dict[str, Any]:
+    from service.keys import read_keys
+
+    records = read_keys(options.keys)
+    for record in records:
+        print(_line(record))
+    return {"keys": [_facts(record) for record in records]}
+
+
+def _revoke(options: argparse.Namespace) -> dict[str, Any]:
+    from service.keys import revoke_key
+
+    record = revoke_key(options.keys, options.id)
+    print(_line(record))
+    return _facts(record)
+
+
+def _line(record: KeyRecord) -> str:
+    state = record.obstacle() or (f"until {record.expires:%Y-%m-%d}" if record.expires else "no end")
+    return f"{record.id}  {record.name:24} {','.join(record.scopes) or '-':20} {state}"
+
+
+def _facts(record: KeyRecord) -> dict[str, Any]:
+    return record.model_dump(mode="json", exclude={"sha256"})

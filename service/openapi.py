@@ -1,0 +1,40 @@
+"""The OpenAPI document: what FastAPI generates, with the answers that it cannot know of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.errors import FOREIGN_ORIGIN, UNKNOWN_HOST, Problem, document_problems
+from service.security import document_security
+
+
+def extend_openapi(app: FastAPI) -> None:
+    """Have the application's document describe problems, and every status that a route may answer with."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        if "Problem" not in schemas:
+            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(problem.pop("$defs"), Problem=problem)
+            _remove_validation_errors(document)
+            document_security(document)
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    document_problems(operation, FOREIGN_ORIGIN, UNKNOWN_HOST)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document
+
+
+def _remove_validation_errors(document: dict[str, Any]) -> None:
+    """Take out the 422 that FastAPI adds to every route with a parameter, though its shape is not what we send."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
