@@ -10,6 +10,7 @@ from models.store import ModelStore
 
 if TYPE_CHECKING:
     from models.detector import Detector
+    from models.operation import Operation
 
 
 def load_detector(options: argparse.Namespace, category: str) -> Detector:
@@ -20,6 +21,13 @@ def load_detector(options: argparse.Namespace, category: str) -> Detector:
     set_threads(options.threads)
     store = ModelStore(options.models)
     return Detector.load(store.folder(category, chosen_version(options, category)), options.device)
+
+
+def operation_in_force(options: argparse.Namespace, detector: Detector) -> Operation:
+    """What a detector that ``load_detector`` gave decides by now, as the service does."""
+    from models.operation import Operations
+
+    return Operations(ModelStore(options.models)).in_force(detector)
 
 
 def chosen_version(options: argparse.Namespace, category: str) -> int:

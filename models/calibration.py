@@ -105,6 +105,14 @@ class Calibration:
             false_reject_rate=rate,
         )
 
+    def rate_of(self, image_threshold: float) -> float:
+        """The smallest false-reject rate that these images vouch for at a threshold: (1 + those above) / (n + 1).
+
+        Where all are above it, no rate below 1 is vouched for; then it is n / (n + 1), that of the lowest score.
+        """
+        above = int(np.count_nonzero(self.image_scores > image_threshold))
+        return min(1 + above, len(self)) / (len(self) + 1)
+
     def rate_interval(self, rate: float) -> tuple[float, float]:
         """Central 90 % interval of the true false-reject rate of the threshold set for ``rate``.
 

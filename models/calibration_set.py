@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from models.calibration import Calibration
 from models.geometry import Box, ScanGeometry
-from models.heatmap import peak_window
+from models.heatmap import GaussianUpsampler, peak_window
+from models.region_of_interest import RegionOfInterest
 
 CALIBRATION_FILE = "calibration.safetensors"
 
@@ -54,6 +55,20 @@ class CalibrationSet:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def within(self, region: RegionOfInterest, geometry: ScanGeometry, sigma: float | None) -> Calibration:
+        """The calibration that the same images give where only ``region`` counts, from their score maps.
+
+        Args:
+            geometry, sigma: of the detector's configuration.
+        """
+        upsample = GaussianUpsampler(geometry, sigma)
+        scores, maxima = [], []
+        for score_map, content in zip(self.score_maps, self.contents, strict=True):
+            scores.append(score_map[peak_window(score_map, geometry, content, region)])
+            anomaly_map = upsample(torch.from_numpy(score_map)[None])[0].numpy()
+            maxima.append(_shown(anomaly_map, content)[region.pixels(content)].max())
+        return Calibration(np.asarray(scores, np.float64), np.asarray(maxima, np.float64))
 
     def save(self, folder: Path) -> None:
         """Write it into ``folder``."""
@@ -100,7 +115,10 @@ def calibrate(
         [score_map], [anomaly_map] = scan.maps(pixels[None])
         score_maps.append(score_map)
         scores.append(score_map[peak_window(score_map, geometry, content)])
-        shown = anomaly_map[content.y : content.y + content.height, content.x : content.x + content.width]
-        maxima.append(shown.max())
+        maxima.append(_shown(anomaly_map, content).max())
     made = Calibration(np.asarray(scores, np.float64), np.asarray(maxima, np.float64))
     return CalibrationSet(made, np.stack(score_maps), tuple(contents), inputs)
+
+
+def _shown(anomaly_map: NDArray[np.float32], content: Box) -> NDArray[np.float32]:
+    return anomaly_map[content.y : content.y + content.height, content.x : content.x + content.width]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.artifact import ArtifactError, Manifest, verify, write_manifest
-from models.calibration import OperatingPoint
+from models.calibration import Calibration, OperatingPoint
 from models.calibration_set import CalibrationSet
 from models.densities import Density, DensityConfiguration, KernelDensityConfiguration, create_density
 from models.device import keep_float32, resolve_device
@@ -23,9 +24,12 @@ from models.encoders import DensePatchConfiguration, Encoder, EncoderConfigurati
 from models.geometry import ScanGeometry
 from models.heatmap import GaussianUpsampler, peak_window
 from models.images import Placement, ResizeMode, place_image
+from models.operation import Operation
 from models.prediction import Prediction, Verdict
+from models.region_of_interest import RegionOfInterest
 from models.regions import find_regions, peak_region
 
+REGIONS_KEPT = 8  # of interest, whose calibrations a detector keeps; one is in force, others are tried
 IMAGES_PER_SCAN = 8  # scanned together: bounds the memory of a prediction, however many images are asked for
 ENCODER_FILE = "encoder.safetensors"
 
@@ -165,6 +169,8 @@ class Detector:
         self.data_fingerprint = data_fingerprint
         self.training = training or {}
         self.manifest: Manifest | None = None
+        self._created = datetime.now(UTC)
+        self._calibrations: dict[RegionOfInterest | None, Calibration] = {None: self.calibration}
 
     @property
     def version(self) -> int | None:
@@ -176,19 +182,79 @@ class Detector:
         """The scan's geometry."""
         return self.scan.configuration.geometry
 
-    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+    @property
+    def own_operation(self) -> Operation:
+        """What it decides by where nothing else was recorded: operation 0."""
+        created = self.manifest.created if self.manifest else self._created
+        return Operation(number=0, operating_point=self.operating_point, author="training", created=created)
+
+    def calibration_for(self, region: RegionOfInterest | None) -> Calibration:
+        """The calibration where only ``region`` counts; made once, which takes milliseconds an image."""
+        if (known := self._calibrations.get(region)) is not None:
+            return known
+        assert region is not None
+        made = self.calibration_set.within(region, self.geometry, self.scan.configuration.sigma)
+        if len(self._calibrations) > REGIONS_KEPT:
+            self._calibrations = {None: self.calibration}
+        self._calibrations[region] = made
+        return made
+
+    def operating_point_for(self, rate: float | None, region: RegionOfInterest | None) -> OperatingPoint:
+        """Thresholds for a false-reject rate where only ``region`` counts.
+
+        Raises:
+            ValueError: as ``Calibration.operating_point``.
+        """
+        return self.calibration_for(region).operating_point(rate)
+
+    def predict(self, images: Sequence[NDArray[np.uint8]], operation: Operation | None = None) -> list[Prediction]:
         """Score images.
 
         Args:
             images: each (H, W, 3) uint8 RGB, of any size, as ``decode_image`` gives it.
+            operation: what decides; ``own_operation`` if None.
 
         Returns:
             One prediction an image, in their order.
         """
         predictions: list[Prediction] = []
         for start in range(0, len(images), IMAGES_PER_SCAN):
-            predictions += self._predict(images[start : start + IMAGES_PER_SCAN])
+            placed = [self.place(image) for image in images[start : start + IMAGES_PER_SCAN]]
+            score_maps, anomaly_maps = self.scan.maps(np.stack([pixels for pixels, _ in placed]))
+            for score_map, anomaly_map, (_, placement) in zip(score_maps, anomaly_maps, placed, strict=True):
+                predictions.append(self.judge(score_map, anomaly_map, placement, operation))
         return predictions
+
+    def place(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Placement]:
+        """The first third of ``predict``, for any thread: an image as ``scan.maps`` takes it, (S, S, 3)."""
+        configuration = self.scan.configuration
+        return place_image(image, configuration.geometry.image_size, configuration.resize)
+
+    def judge(
+        self,
+        score_map: NDArray[np.float32],
+        anomaly_map: NDArray[np.float32],
+        placement: Placement,
+        operation: Operation | None = None,
+    ) -> Prediction:
+        """The last third of ``predict``, for any thread: what the maps of one image that ``place`` placed mean."""
+        operation = operation or self.own_operation
+        region, point = operation.region_of_interest, operation.operating_point
+        window = peak_window(score_map, self.geometry, placement.content, region)
+        score = float(score_map[window])
+        verdict = point.verdict(score)
+        regions = find_regions(anomaly_map, point.pixel_threshold, placement, region)
+        if not regions and verdict is not Verdict.GOOD:
+            regions = (peak_region(window, anomaly_map, self.geometry, placement),)
+        return Prediction(
+            score_map=score_map,
+            image_score=score,
+            anomaly_map=anomaly_map,
+            placement=placement,
+            p_value=self.calibration_for(region).p_value(score),
+            verdict=verdict,
+            regions=regions,
+        )
 
     def description(self) -> dict[str, Any]:
         """The facts of this detector, ready for JSON."""
@@ -266,31 +332,3 @@ class Detector:
         )
         detector.manifest = manifest
         return detector
-
-    def _predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        configuration = self.scan.configuration
-        placed = [place_image(image, configuration.geometry.image_size, configuration.resize) for image in images]
-        score_maps, anomaly_maps = self.scan.maps(np.stack([pixels for pixels, _ in placed]))
-        return [
-            self._judge(score_map, anomaly_map, placement)
-            for score_map, anomaly_map, (_, placement) in zip(score_maps, anomaly_maps, placed, strict=True)
-        ]
-
-    def _judge(
-        self, score_map: NDArray[np.float32], anomaly_map: NDArray[np.float32], placement: Placement
-    ) -> Prediction:
-        window = peak_window(score_map, self.geometry, placement.content)
-        score = float(score_map[window])
-        verdict = self.operating_point.verdict(score)
-        regions = find_regions(anomaly_map, self.operating_point.pixel_threshold, placement)
-        if not regions and verdict is not Verdict.GOOD:
-            regions = (peak_region(window, anomaly_map, self.geometry, placement),)
-        return Prediction(
-            score_map=score_map,
-            image_score=score,
-            anomaly_map=anomaly_map,
-            placement=placement,
-            p_value=self.calibration.p_value(score),
-            verdict=verdict,
-            regions=regions,
-        )

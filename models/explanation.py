@@ -22,7 +22,7 @@ from models.densities import DENSITIES, RotationClassifier
 from models.detector import Detector, Scan
 from models.geometry import Box
 from models.heatmap import peak_window
-from models.images import place_image
+from models.operation import Operation
 from models.prediction import Prediction
 
 Method = Literal["integrated_gradients", "grad_cam"]
@@ -71,7 +71,11 @@ def check_explainable(detector: Detector) -> None:
 
 
 def explain(
-    detector: Detector, image: NDArray[np.uint8], method: Method = "integrated_gradients", steps: int = DEFAULT_STEPS
+    detector: Detector,
+    image: NDArray[np.uint8],
+    method: Method = "integrated_gradients",
+    steps: int = DEFAULT_STEPS,
+    operation: Operation | None = None,
 ) -> Explanation:
     """Attribute the image score to pixels; of an ensemble, the mean of its members' scores.
 
@@ -85,15 +89,17 @@ def explain(
         image: (H, W, 3) uint8 RGB of any size, as ``decode_image`` gives it.
         method: see above.
         steps: of the integral; more come closer to completeness and take longer.
+        operation: as ``Detector.predict`` takes it.
 
     Raises:
         NotExplainable: the density has no gradient by the image.
     """
     check_explainable(detector)
     geometry, members = detector.geometry, detector.scan.members
-    [prediction] = detector.predict([image])
-    placed, placement = place_image(image, geometry.image_size, detector.scan.configuration.resize)
-    peak = peak_window(prediction.score_map, geometry, placement.content)
+    [prediction] = detector.predict([image], operation)
+    placed, placement = detector.place(image)
+    region = operation.region_of_interest if operation else None
+    peak = peak_window(prediction.score_map, geometry, placement.content, region)
     window = geometry.window(*peak)
     if members[0].encoder.independent_windows:
         shown, score = window, _PeakScore(members, 0, 0)  # the only window of what is shown

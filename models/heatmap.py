@@ -9,18 +9,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.geometry import Box, ScanGeometry
+from models.region_of_interest import RegionOfInterest
 
 PATCHES_PER_SIGMA = 4  # a quarter of the patch, 8 pixels of 32; the paper gives no sigma
 
 
-def peak_window(score_map: NDArray[np.float32], geometry: ScanGeometry, content: Box) -> tuple[int, int]:
+def peak_window(
+    score_map: NDArray[np.float32], geometry: ScanGeometry, content: Box, region: RegionOfInterest | None = None
+) -> tuple[int, int]:
     """Spatial max-pool: the window (row, column) with the highest score, which is the image score.
 
     Args:
         score_map: (h, w) of one image.
         geometry: the scan's.
         content: where the image lies in the square; only its windows count (``ScanGeometry.windows_of``).
+        region: of them, only those in the region of interest; all where there is none.
     """
+    if region is not None:
+        inside = np.where(region.windows(geometry, content), score_map, -np.inf)
+        i, j = divmod(int(inside.argmax()), inside.shape[1])
+        return i, j
     rows, columns = geometry.windows_of(content)
     counted = score_map[rows.start : rows.stop, columns.start : columns.stop]
     i, j = divmod(int(counted.argmax()), len(columns))

@@ -168,7 +168,7 @@ def read_image(path: Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[n
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Read a ground-truth mask: every pixel that is not black is defect.
+    """Read a mask, such as a defect's or a region of interest: every pixel that is not black is in it.
 
     Returns:
         (H, W) bool.
@@ -178,13 +178,17 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     """
     data = _read_bytes(path)
     try:
-        image = _open(data, DEFAULT_MAX_PIXELS)
-        if image.format in ("JPEG", "MPO"):
-            raise UnsupportedImage("a mask must be stored without loss; JPEG is not. Save it as PNG")
-        pixels = _decode(image)
+        return decode_mask(data)
     except ImageError as error:
         raise type(error)(f"{path}: {error}") from error
-    return np.asarray(np.atleast_3d(pixels).any(axis=2))
+
+
+def decode_mask(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.bool_]:
+    """``read_mask`` of a file's bytes."""
+    image = _open(data, max_pixels)
+    if image.format in ("JPEG", "MPO"):
+        raise UnsupportedImage("a mask must be stored without loss; JPEG is not. Save it as PNG")
+    return np.asarray(np.atleast_3d(_decode(image)).any(axis=2))
 
 
 def place_image(image: NDArray[np.uint8], size: int, mode: ResizeMode) -> tuple[NDArray[np.uint8], Placement]:

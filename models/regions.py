@@ -10,17 +10,21 @@ from numpy.typing import NDArray
 from models.geometry import Box, ScanGeometry
 from models.images import Placement
 from models.prediction import Point, Region
+from models.region_of_interest import RegionOfInterest
 
 MAX_REGIONS = 100  # of one image; a noisy map can have thousands, which nobody looks at and every answer would carry
 
 
-def find_regions(anomaly_map: NDArray[np.float32], threshold: float, placement: Placement) -> tuple[Region, ...]:
+def find_regions(
+    anomaly_map: NDArray[np.float32], threshold: float, placement: Placement, inside: RegionOfInterest | None = None
+) -> tuple[Region, ...]:
     """8-connected areas above ``threshold``, the highest peak first.
 
     Args:
         anomaly_map: (H, W) of the detector's input.
         threshold: the pixel threshold.
         placement: where the original image lies in that input.
+        inside: areas end where this does.
 
     Returns:
         One region an area, in pixels of the original image as displayed; of more than ``MAX_REGIONS`` areas, those with
@@ -28,6 +32,8 @@ def find_regions(anomaly_map: NDArray[np.float32], threshold: float, placement: 
     """
     original = placement.map_to_original(anomaly_map)
     above = original > threshold
+    if inside is not None:
+        above &= inside.over(*original.shape)
     count, labels, statistics, _ = cv2.connectedComponentsWithStats(above.astype(np.uint8), connectivity=8)
     peaks = np.full(count, -np.inf, np.float32)
     np.maximum.at(peaks, labels[above].astype(np.int32, copy=False), original[above])

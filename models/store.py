@@ -72,6 +72,10 @@ class UnknownVersion(StoreError, LookupError):
         super().__init__(f"category {category!r} has no version {version}; there is {', '.join(map(str, self.known))}")
 
 
+class RecordExists(StoreError):
+    """A record that is written once is there already."""
+
+
 def check_category_name(category: str) -> None:
     """Raise InvalidCategoryName for a name that no category may have, before any work is spent on it."""
     if not _NAME.fullmatch(category):
@@ -162,6 +166,7 @@ class ModelStore:
         *,
         activate: bool = True,
         author: str | None = None,
+        records: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> int:
         """Add a version: readers see all of it or nothing, whenever this process or the machine stops.
 
@@ -172,14 +177,17 @@ class ModelStore:
             write: gets an empty folder and the version's number, and leaves an artifact with its manifest there.
             activate: whether the new version becomes the active one.
             author: who does, for the history of activations; None for the user of this process.
+            records: by name, what is recorded about the version before anybody can read it.
 
         Returns:
             The version's number: larger than any that the category still has a trace of.
 
         Raises:
             ArtifactError: ``write`` left something other than a whole artifact of this category and version.
+            ValueError: as ``record``.
         """
         check_category_name(category)
+        texts = {name: _record_text(name, payload) for name, payload in (records or {}).items()}
         versions = self._versions(category)
         self._make_folder(versions)
         staging = versions / _STAGING
@@ -197,9 +205,13 @@ class ModelStore:
                     )
                 _make_read_only(staging)
                 sync_tree(staging)
+                for name, text in texts.items():
+                    self._write_record(category, version, name, text)
                 staging.rename(versions / str(version))
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)  # what stays, the next publish removes
+                if texts:
+                    shutil.rmtree(self._records(category, version), ignore_errors=True)
                 raise
             sync_folder(versions)
             if activate:
@@ -242,24 +254,24 @@ class ModelStore:
         if not os.access(folder := self._category(category), os.W_OK):
             raise _read_only(folder)
 
-    def record(self, category: str, version: int, name: str, payload: Mapping[str, Any]) -> Path:
+    def record(
+        self, category: str, version: int, name: str, payload: Mapping[str, Any], *, replace: bool = True
+    ) -> Path:
         """Store a JSON object about a version, in place of the one of that name if there is one.
 
+        Args:
+            replace: whether it may take the place of one; else it is written once.
+
         Raises:
+            RecordExists: there is one of that name, and it may not be replaced.
             ValueError: the name does not follow the rule of category names, or JSON cannot express the payload.
         """
         self.folder(category, version)
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no record name: use 1 to 64 of a-z, A-Z, 0-9, '-' and '_'")
-        try:
-            text = json.dumps(payload, indent=2, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"record {name!r} is not JSON: {error}") from error
-        path = self._records(category, version) / f"{name}.json"
-        self._make_folder(path.parent)
+        text = _record_text(name, payload)
         with self._lock(category):
-            _replace(path, text + "\n")
-        return path
+            if not replace and self._record(category, version, name).exists():
+                raise RecordExists(f"{category!r} version {version} has a record {name!r} already")
+            return self._write_record(category, version, name, text)
 
     def records(self, category: str, version: int) -> dict[str, dict[str, Any]]:
         """The records of a version by name.
@@ -274,6 +286,13 @@ class ModelStore:
         paths = [path for path in sorted(folder.glob("*.json")) if _NAME.fullmatch(path.stem)]
         return {path.stem: _read_record(path) for path in paths if path.is_file() and not path.is_symlink()}
 
+    def _write_record(self, category: str, version: int, name: str, text: str) -> Path:
+        """Put a record in its place; the caller holds the category's lock."""
+        path = self._record(category, version, name)
+        self._make_folder(path.parent)
+        _replace(path, text)
+        return path
+
     def _category(self, category: str) -> Path:
         return self.root / category
 
@@ -282,6 +301,9 @@ class ModelStore:
 
     def _records(self, category: str, version: int) -> Path:
         return self._category(category) / "records" / str(version)
+
+    def _record(self, category: str, version: int, name: str) -> Path:
+        return self._records(category, version) / f"{name}.json"
 
     def _published(self, category: str) -> list[int]:
         folder = self._versions(category)
@@ -435,6 +457,15 @@ def _replace(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     new.replace(path)
     sync_folder(path.parent)
+
+
+def _record_text(name: str, payload: Mapping[str, Any]) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no record name: use 1 to 64 of a-z, A-Z, 0-9, '-' and '_'")
+    try:
+        return json.dumps(payload, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"record {name!r} is not JSON: {error}") from error
 
 
 def _read_record(path: Path) -> dict[str, Any]:

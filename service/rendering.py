@@ -17,6 +17,7 @@ from cv2.typing import MatLike
 from numpy.typing import NDArray
 
 from models.prediction import Prediction
+from models.region_of_interest import RegionOfInterest
 
 if TYPE_CHECKING:
     from models.explanation import Explanation  # whose library is slow to load, and drawing does not need it
@@ -47,7 +48,11 @@ def colour_scale(pixel_threshold: float) -> tuple[float, float]:
 
 
 def render_overlay(
-    image: NDArray[np.uint8], prediction: Prediction, pixel_threshold: float, opacity: float = DEFAULT_OPACITY
+    image: NDArray[np.uint8],
+    prediction: Prediction,
+    pixel_threshold: float,
+    opacity: float = DEFAULT_OPACITY,
+    region: RegionOfInterest | None = None,
 ) -> bytes:
     """Draw the anomaly map over the original image, and a white line around each region.
 
@@ -56,6 +61,7 @@ def render_overlay(
         prediction: of that image.
         pixel_threshold: of the operating point that made the prediction's regions.
         opacity: of the colours, 0 (the image alone) to 1.
+        region: of interest; what lies outside has no colour.
 
     Returns:
         A PNG of the original's size.
@@ -65,6 +71,8 @@ def render_overlay(
         start, end = colour_scale(pixel_threshold)
         values = prediction.placement.map_to_original(prediction.anomaly_map)
         drawn = (values >= start).astype(np.uint8)
+        if region is not None:
+            drawn &= region.over(*values.shape)
         codes = (255 * np.clip((values - start) / (end - start), 0, 1)).astype(np.uint8)
         colours = cv2.applyColorMap(codes, cv2.COLORMAP_TURBO)
         cv2.copyTo(cv2.addWeighted(picture, 1 - opacity, colours, opacity, 0), drawn, picture)

@@ -18,7 +18,6 @@ from models.calibration_set import calibrate
 from models.densities import RotationClassifier, RotationClassifierConfiguration, create_density
 from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine, member_folder
 from models.geometry import ScanGeometry
-from models.store import ModelStore
 from training.data import DataError, Dataset, load_images, split_calibration
 from training.pretext import PretextConfiguration, PretextTask, Rotation, RotationTasks
 from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingError, check_crop
@@ -234,8 +233,3 @@ def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int, seed: int) -> ND
         chosen = torch.from_numpy(random.choice(geometry.grid_size**2, count, replace=False)).to(scan.device)
         parts.append(scan.embed(image[None]).flatten(0, 2)[chosen].cpu().numpy())
     return np.concatenate(parts)
-
-
-def publish(store: ModelStore, detector: Detector, *, activate: bool = True) -> int:
-    """Save the detector as its category's next version; its number."""
-    return store.publish(detector.category, detector.save, activate=activate)

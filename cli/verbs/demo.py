@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from service.settings import load_settings
     from training.data import open_dataset
     from training.evaluation import evaluate
-    from training.fit import FitConfiguration, fit, publish
+    from training.fit import FitConfiguration, fit
     from training.synthetic import defects_of, generate
     from training.trainer import TrainingConfiguration
 
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     )
     with training_bar() as bar:
         detector, _ = fit(dataset, configuration, device=device, folder=out / "run", stage=say, report=bar)
-    publish(ModelStore(models), detector)
+    ModelStore(models).publish(product, detector.save)
     with count_bar() as count:
         metrics = evaluate(detector, dataset, report, progress=count)
     print(f"image AUROC {metrics['image_auroc']:.3f}, pixel AUROC {metrics['pixel_auroc']:.3f}: {report}/metrics.json")

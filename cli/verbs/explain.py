@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.errors import UsageError
 from cli.images import each_image, finish
-from cli.loading import load_detector
+from cli.loading import load_detector, operation_in_force
 from cli.options import add_common, add_models, add_version, positive_integer
 
 if TYPE_CHECKING:
@@ -52,10 +52,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         check_explainable(detector)
     except NotExplainable as error:
         raise UsageError(str(error)) from error
+    operation = operation_in_force(options, detector)
     options.out.mkdir(parents=True, exist_ok=True)
 
     def explain_image(number: int, path: Path, image: NDArray[np.uint8]) -> dict[str, Any]:
-        explanation = explain(detector, image, options.method, options.steps or DEFAULT_STEPS)
+        explanation = explain(detector, image, options.method, options.steps or DEFAULT_STEPS, operation)
         prediction = explanation.prediction
         picture = options.out / f"{number:04d}_{path.stem}_{options.method}.png"
         picture.write_bytes(render_explanation(image, explanation))

@@ -1,9 +1,10 @@
-"""List, show, verify and activate trained versions, and go back to earlier ones."""
+"""List, show, verify, operate and activate trained versions, and go back to earlier ones."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from cli.errors import UsageError
@@ -21,16 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("rollback", _rollback, "serve the version again that was active before"),
         ("history", _history, "which version became active when, and by whom"),
         ("shadow", _shadow, "let a version score beside the active one and only record; without a version, none"),
+        ("operation", _operation, "how a version decides; with options, record how it decides from now on"),
         ("verify", _verify, "check every file of a version against its SHA-256"),
     ):
         sub = verbs.add_parser(name, help=help_line, description=help_line)
         if action is not _list:
             sub.add_argument("category", metavar="CATEGORY")
-        if action in (_show, _activate, _shadow, _verify):
+        if action in (_show, _activate, _shadow, _operation, _verify):
             optional = action is not _activate
             sub.add_argument(
                 "version_number", metavar="VERSION", type=positive_integer, nargs="?" if optional else None
             )
+        if action is _operation:
+            _add_operation_arguments(sub)
         add_models(sub)
         add_json(sub)
         sub.set_defaults(action=action)
@@ -116,6 +120,71 @@ def _shadow(options: argparse.Namespace) -> dict[str, Any]:
     store.set_shadow(options.category, version)
     print(f"{options.category}: {'no version' if version is None else f'version {version}'} is the shadow")
     return {"category": options.category, "shadow": version}
+
+
+def _add_operation_arguments(parser: argparse.ArgumentParser) -> None:
+    changes = parser.add_mutually_exclusive_group()
+    changes.add_argument("--false-reject-rate", type=float, help="set both thresholds for this share of good parts")
+    changes.add_argument(
+        "--restore", type=int, metavar="N", help="take operation N's settings again; 0: the artifact's"
+    )
+    region = parser.add_mutually_exclusive_group()
+    region.add_argument(
+        "--region-of-interest", type=Path, metavar="PNG", help="count only where this mask is not black"
+    )
+    region.add_argument("--no-region-of-interest", action="store_true", help="count the whole image again")
+    parser.add_argument("--note", default="", help="why, for the record")
+
+
+def _operation(options: argparse.Namespace) -> dict[str, Any]:
+    from models.activations import system_user
+    from models.detector import Detector
+    from models.images import read_mask
+    from models.operation import Operations, revised
+    from models.region_of_interest import RegionOfInterest
+    from models.store import ModelStore
+
+    store = ModelStore(options.models)
+    operations = Operations(store)
+    detector = Detector.load(store.folder(options.category, chosen_version(options, options.category)), "cpu")
+    author = system_user()
+    changes: dict[str, Any] = {}
+    if options.false_reject_rate is not None:
+        changes["rate"] = options.false_reject_rate
+    if options.region_of_interest:
+        try:
+            changes["region"] = RegionOfInterest.of_mask(read_mask(options.region_of_interest))
+        except ValueError as error:
+            raise UsageError(f"{options.region_of_interest}: {error}") from error
+    elif options.no_region_of_interest:
+        changes["region"] = None
+    if options.restore is not None:
+        if changes:
+            raise UsageError("--restore takes all settings from one operation: give it alone")
+        operation = operations.restore(detector, options.restore, author=author, note=options.note)
+    elif changes:
+        try:
+            operation = operations.record(
+                detector, lambda before: revised(detector, before, **changes, author=author, note=options.note)
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    else:
+        operation = operations.in_force(detector)
+    point, region = operation.operating_point, operation.region_of_interest
+    print(
+        f"{options.category}: version {detector.version}, operation {operation.number} by "
+        f"{operation.author or '(not recorded)'}: image "
+        f"threshold {point.image_threshold:.4f}, pixel threshold {point.pixel_threshold:.4f}, false-reject rate "
+        f"{point.false_reject_rate:.2%}, region of interest "
+        f"{f'{region.share:.1%} of the image' if region else 'all of the image'}"
+    )
+    return {
+        "category": options.category,
+        "version": detector.version,
+        "operation": operation.model_dump(mode="json", exclude={"region_of_interest"}),
+        "region_of_interest_share": region.share if region else None,
+    }
 
 
 def _verify(options: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.images import each_image, finish
-from cli.loading import load_detector
+from cli.loading import load_detector, operation_in_force
 from cli.options import add_common, add_models, add_version
 
 if TYPE_CHECKING:
@@ -34,14 +34,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from service.rendering import render_overlay
 
     detector = load_detector(options, options.category)
+    operation = operation_in_force(options, detector)
+    point, region = operation.operating_point, operation.region_of_interest
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
 
     def score(number: int, path: Path, image: NDArray[np.uint8]) -> dict[str, Any]:
-        [prediction] = detector.predict([image])
+        [prediction] = detector.predict([image], operation)
         print(
             f"{path}: {prediction.verdict}, score {prediction.image_score:.4f} "
-            f"(threshold {detector.operating_point.image_threshold:.4f}), p-value {prediction.p_value:.3f}"
+            f"(threshold {point.image_threshold:.4f}), p-value {prediction.p_value:.3f}"
         )
         result = {
             "verdict": prediction.verdict,
@@ -51,7 +53,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         }
         if options.out:
             heatmap = options.out / f"{number:04d}_{path.stem}_heatmap.png"
-            heatmap.write_bytes(render_overlay(image, prediction, detector.operating_point.pixel_threshold))
+            heatmap.write_bytes(render_overlay(image, prediction, point.pixel_threshold, region=region))
             result["heatmap"] = str(heatmap)
         return result
 
@@ -59,7 +61,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     outcome = {
         "category": options.category,
         "version": detector.version,
-        "threshold": detector.operating_point.image_threshold,
+        "operation": operation.number,
+        "threshold": point.image_threshold,
         "images": results,
     }
     return finish(outcome, failures, "scored", options.out / "scores.json" if options.out else None)

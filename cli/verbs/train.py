@@ -200,9 +200,10 @@ def _train(
     category: str, configuration: FitConfiguration, device: torch.device, options: argparse.Namespace
 ) -> dict[str, Any]:
     from models.detector import member_folder
+    from models.operation import Operations
     from models.store import ModelStore, check_category_name
     from training.data import open_dataset
-    from training.fit import fit, publish
+    from training.fit import fit
     from training.trainer import CHECKPOINT_FILE
 
     check_category_name(category)
@@ -232,7 +233,7 @@ def _train(
         )
     for path, reason in skipped:
         say(f"skipped {path}: {reason}")
-    version = publish(ModelStore(options.models), detector, activate=not options.no_activate)
+    version = Operations(ModelStore(options.models)).publish(detector, activate=not options.no_activate)
     for checkpoint in ours:
         checkpoint.unlink(missing_ok=True)  # where no step was run there is none
     point = detector.operating_point

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from models.store import ModelStore
 from tests.cli.conftest import Run
@@ -125,3 +127,59 @@ def test_without_an_active_version_one_must_be_named(run: Run, data: Path, own_m
         assert run("models", action, CATEGORY, "1", "--models", own_models).status == 0
     run("score", CATEGORY, image, "--models", own_models).assert_refused(2, "no active version", "[1]")
     assert run("score", CATEGORY, image, "--models", own_models, "--version-number", "1", *COMPUTE).status == 0
+
+
+# --- operation --------------------------------------------------------------------------------------------------------
+
+
+def test_operation_shows_the_artifacts_own(run: Run, models: Path) -> None:
+    outcome = run("models", "operation", CATEGORY, "--models", models, "--json")
+    assert outcome.status == 0, outcome.errors
+    assert outcome.result["version"] == 1
+    assert outcome.result["operation"]["number"] == 0
+    assert outcome.result["region_of_interest_share"] is None
+
+
+def test_operation_records_what_scores_are_judged_by_from_then_on(run: Run, own_models: Path, data: Path) -> None:
+    image = next((data / CATEGORY / "test" / "good").iterdir())
+    places = (CATEGORY, "--models", own_models, "--json")
+    before = run("score", CATEGORY, image, "--models", own_models, "--json", *COMPUTE).result
+    assert before["operation"] == 0
+    changed = run("models", "operation", *places, "--false-reject-rate", "0.9", "--note", "a louder camera").result
+    assert (changed["operation"]["number"], changed["operation"]["note"]) == (1, "a louder camera")
+    assert changed["operation"]["operating_point"]["false_reject_rate"] == 0.9
+    after = run("score", CATEGORY, image, "--models", own_models, "--json", *COMPUTE).result
+    assert after["operation"] == 1
+    assert after["threshold"] == changed["operation"]["operating_point"]["image_threshold"] < before["threshold"]
+    back = run("models", "operation", *places, "--restore", "0").result
+    assert (back["operation"]["number"], back["operation"]["restores"]) == (2, 0)
+    assert back["operation"]["operating_point"]["image_threshold"] == before["threshold"]
+
+
+def test_operation_takes_a_region_of_interest_and_lays_it_down_again(
+    run: Run, own_models: Path, tmp_path: Path
+) -> None:
+    mask = np.zeros((30, 30, 3), np.uint8)
+    mask[:, :15] = 255
+    Image.fromarray(mask).save(tmp_path / "left.png")
+    places = (CATEGORY, "--models", own_models, "--json")
+    outcome = run("models", "operation", *places, "--region-of-interest", tmp_path / "left.png")
+    assert outcome.status == 0, outcome.errors
+    assert outcome.result["region_of_interest_share"] == 0.5
+    assert "50.0% of the image" in outcome.output
+    outcome = run("models", "operation", *places, "--no-region-of-interest")
+    assert (outcome.result["operation"]["number"], outcome.result["region_of_interest_share"]) == (2, None)
+
+
+def test_operation_refuses_what_no_version_can_run_with(run: Run, own_models: Path, tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "black.png")
+    for arguments, mention in (
+        (("--false-reject-rate", "0.0001"), "calibration images: accepted are"),
+        (("--region-of-interest", tmp_path / "black.png"), "all of the mask is black"),
+        (("--restore", "7"), "no operation 7"),
+        (("--restore", "0", "--no-region-of-interest"), "give it alone"),
+    ):
+        outcome = run("models", "operation", CATEGORY, "--models", own_models, *arguments)
+        assert outcome.status == 2, outcome.output
+        assert mention in outcome.errors
+    assert run("models", "operation", CATEGORY, "--models", own_models, "--json").result["operation"]["number"] == 0

@@ -13,6 +13,7 @@ from PIL import Image
 
 from models.detector import Detector
 from models.images import read_image
+from models.operation import Operation
 from models.prediction import Prediction
 from models.store import ModelStore
 from tests.cli.conftest import Run
@@ -141,9 +142,11 @@ def test_images_are_read_one_after_the_other(
         seen.append("read")
         return read_image(path)
 
-    def predict(detector: Detector, images: list[NDArray[np.uint8]]) -> list[Prediction]:
+    def predict(
+        detector: Detector, images: list[NDArray[np.uint8]], operation: Operation | None = None
+    ) -> list[Prediction]:
         seen.append("score")
-        return original(detector, images)
+        return original(detector, images, operation)
 
     original = Detector.predict
     monkeypatch.setattr("models.images.read_image", read)

@@ -18,10 +18,10 @@ from rich.console import Console
 
 from cli.progress import TrainingBar, training_bar
 from models.detector import Detector
+from models.operation import Operations
 from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, TINY, Outcome
-from training.fit import publish
 from training.trainer import CHECKPOINT_FILE, LOG_FILE, Progress
 
 
@@ -197,14 +197,16 @@ def several(data: Path, tmp_path: Path) -> Path:
 def test_a_category_that_fails_does_not_stop_the_others(
     run: Run, several: Path, places: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_in_c(store: ModelStore, detector: Detector, *, activate: bool) -> int:
+    publish = Operations.publish
+
+    def break_in_c(operations: Operations, detector: Detector, *, activate: bool) -> int:
         if detector.category == "c":
             raise ZeroDivisionError("a defect of the program")
-        return publish(store, detector, activate=activate)
+        return publish(operations, detector, activate=activate)
 
     arguments = ("train", "--all", "--data", str(several), *places, "--json", *TINY)
     with monkeypatch.context() as patch:
-        patch.setattr("training.fit.publish", break_in_c)
+        patch.setattr(Operations, "publish", break_in_c)
         outcome = run(*arguments)
     assert outcome.status == 1
     assert [entry["category"] for entry in outcome.result["trained"]] == ["a", "d"]

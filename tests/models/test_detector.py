@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from models.artifact import ArtifactError, write_manifest
-from models.calibration import OperatingPoint
-from models.calibration_set import CalibrationSet, calibrate
-from models.densities import KernelDensity, KernelDensityConfiguration, create_density
+from models.densities import KernelDensity, KernelDensityConfiguration
 from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Scan
 from models.device import DeviceError
 from models.encoders import (
@@ -27,9 +24,8 @@ from models.geometry import Box, ScanGeometry
 from models.heatmap import GaussianUpsampler
 from models.images import ResizeMode, place_image
 from models.prediction import Prediction, Verdict
+from tests.models.detectors import FINGERPRINT, SMALL, detector_of, learn, make, part, point, saved
 
-FINGERPRINT = "0123456789abcdef" * 4
-SMALL = DetectorConfiguration(geometry=ScanGeometry(image_size=97), encoder=DensePatchConfiguration(width=4))
 CONFIGURATIONS = {
     "dense_patch": SMALL,
     "letterbox": SMALL.model_copy(update={"resize": "letterbox", "sigma": 5.0}),
@@ -42,60 +38,10 @@ configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS.values(
 SHAPES = [(97, 97), (60, 130), (240, 80), (1, 1), (3, 200)]
 
 
-def part(seed: int, height: int, width: int, defect: Box | None = None) -> NDArray[np.uint8]:
-    """A plate with a light gradient and noise, (height, width, 3); chequered where it has a defect."""
-    random = np.random.default_rng(seed)
-    light = np.linspace(110, 150, width)[None, :, None] * np.array([1.0, 0.8, 0.6])
-    image: NDArray[np.uint8] = (light + random.normal(0, 6, (height, width, 3))).astype(np.uint8)
-    if defect is not None:
-        y, x = np.mgrid[: defect.height, : defect.width]
-        chequered = ((x // 4 + y // 4) % 2 * 255).astype(np.uint8)[:, :, None]
-        image[defect.y : defect.y + defect.height, defect.x : defect.x + defect.width] = chequered
-    return image
-
-
-def learn(configuration: DetectorConfiguration) -> tuple[Scan, CalibrationSet]:
-    """An untrained encoder; a bank and a calibration of random parts."""
-    torch.manual_seed(0)
-    encoder = create_encoder(configuration.encoder, configuration.geometry)
-    density = create_density(configuration.density)
-    scan = Scan(configuration, encoder, density, torch.device("cpu"))
-    side = configuration.geometry.image_size
-    placed = [place_image(part(seed, 90, 120), side, configuration.resize) for seed in range(8)]
-    parts = np.stack([pixels for pixels, _ in placed])
-    density.fit(scan.embed(parts[:3]).flatten(0, 2).numpy()[::2])
-    contents = [placement.content for _, placement in placed[3:]]
-    return scan, calibrate(scan, configuration.geometry, parts[3:], contents)
-
-
-learn_once = cache(learn)  # for the tests that leave the encoder as it is
-
-
-def detector_of(learned: tuple[Scan, CalibrationSet], operating_point: OperatingPoint | None = None) -> Detector:
-    training = {"steps": 0, "note": "untrained"}
-    return Detector("plate", *learned, operating_point, data_fingerprint=FINGERPRINT, training=training)
-
-
-def make(configuration: DetectorConfiguration = SMALL, operating_point: OperatingPoint | None = None) -> Detector:
-    return detector_of(learn_once(configuration), operating_point)
-
-
-def saved(detector: Detector, folder: Path, version: int | None = None) -> Path:
-    folder.mkdir()
-    detector.save(folder, version)
-    return folder
-
-
 def counted_windows(geometry: ScanGeometry, prediction: Prediction) -> NDArray[np.bool_]:
     counted = np.zeros_like(prediction.score_map, dtype=np.bool_)
     counted[np.ix_(*geometry.windows_of(prediction.placement.content))] = True
     return counted
-
-
-def point(image_threshold: float, pixel_threshold: float, **settings: tuple[float, float]) -> OperatingPoint:
-    return OperatingPoint(
-        image_threshold=image_threshold, pixel_threshold=pixel_threshold, false_reject_rate=0.1, **settings
-    )
 
 
 def assert_same(first: list[Prediction], second: list[Prediction], tolerance: float) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from models.artifact import MANIFEST, verify
-from models.store import ModelStore
-from tests.models.support import CATEGORY, FILES, write
+from models.artifact import MANIFEST, ArtifactError, verify
+from models.store import ModelStore, RecordExists
+from tests.models.support import CATEGORY, FILES, close, write
 
 # What the child processes of these tests share. They import nothing but the store, so that each costs little.
 CHILD = """
@@ -231,3 +231,39 @@ def test_a_publisher_waits_for_the_one_before_it_dead_or_alive(tmp_path: Path, d
     second.join()
     assert ModelStore(tmp_path).versions(CATEGORY) == ([1] if dies else [1, 2])
     assert ModelStore(tmp_path).active(CATEGORY) == (1 if dies else 2)
+
+
+def test_records_of_a_new_version_are_there_as_soon_as_it_is(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    rename = Path.rename
+    found: list[dict[str, dict[str, Any]]] = []
+
+    def watched(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if target == tmp_path / CATEGORY / "versions" / "1":
+            found.append(store.records(CATEGORY, 1))
+        return moved
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", watched)
+        store.publish(CATEGORY, write, records={"operation-1": {"number": 1}})
+    assert found == [{"operation-1": {"number": 1}}]
+
+
+def test_a_version_that_is_not_published_leaves_no_records(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    with pytest.raises(ArtifactError):
+        store.publish(CATEGORY, lambda folder, version: close(folder, version + 1), records={"metrics": {}})
+    with pytest.raises(ValueError, match="not JSON"):
+        store.publish(CATEGORY, write, records={"metrics": {"auroc": float("nan")}})
+    assert store.publish(CATEGORY, write) == 1
+    assert store.records(CATEGORY, 1) == {}
+
+
+def test_a_record_that_is_written_once_is_not_replaced(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    store.publish(CATEGORY, write)
+    store.record(CATEGORY, 1, "operation-1", {"number": 1}, replace=False)
+    with pytest.raises(RecordExists, match="operation-1"):
+        store.record(CATEGORY, 1, "operation-1", {"number": 7}, replace=False)
+    assert store.records(CATEGORY, 1) == {"operation-1": {"number": 1}}

@@ -28,7 +28,6 @@ from training.fit import (
     Fitted,
     draw_bank,
     fit,
-    publish,
 )
 from training.pretext import CutPasteConfiguration, NoneConfiguration, RotationConfiguration, RotNetConfiguration
 from training.trainer import CHECKPOINT_FILE, LOG_FILE, Progress, Trainer, TrainingConfiguration, TrainingInterrupted
@@ -285,9 +284,9 @@ def test_what_is_published_predicts_what_was_fitted(data: Path, tmp_path: Path) 
     detector = run_fit(data, tmp_path / "run").detector
     assert detector.version is None
     store = ModelStore(tmp_path / "models")
-    assert publish(store, detector, activate=False) == 1
+    assert store.publish(detector.category, detector.save, activate=False) == 1
     assert store.active("cap") is None
-    assert publish(store, detector) == 2
+    assert store.publish(detector.category, detector.save) == 2
     assert store.active("cap") == 2
     loaded = Detector.load(store.folder("cap", 2), "cpu")
     assert loaded.version == 2
@@ -319,7 +318,7 @@ def test_a_rotation_classifier_keeps_the_head_that_was_trained(data: Path, tmp_p
         patch.setattr("training.fit.Trainer", Watched)
         fitted = run_fit(data, tmp_path / "run", configuration).detector
     store = ModelStore(tmp_path / "models")
-    publish(store, fitted)
+    store.publish(fitted.category, fitted.save)
     loaded = Detector.load(store.folder("cap", 1), "cpu")
     kept = loaded.scan.members[0].density.state
     [trained] = heads

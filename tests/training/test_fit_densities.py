@@ -22,7 +22,7 @@ from models.geometry import ScanGeometry
 from models.images import read_image
 from models.store import ModelStore
 from training.data import DataError, open_dataset
-from training.fit import FitConfiguration, fit, publish
+from training.fit import FitConfiguration, fit
 from training.synthetic import generate
 from training.trainer import TrainingConfiguration, TrainingError
 
@@ -64,7 +64,7 @@ def test_fit_publish_load_predict(data: Path, tmp_path: Path, density: DensityCo
     dataset = open_dataset(data, CATEGORY)
     detector = fit(dataset, configured(density), device=CPU, folder=tmp_path / "run").detector
     store = ModelStore(tmp_path / "models")
-    loaded = Detector.load(store.folder(CATEGORY, publish(store, detector)), "cpu")
+    loaded = Detector.load(store.folder(CATEGORY, store.publish(CATEGORY, detector.save)), "cpu")
     assert loaded.scan.configuration.density == density
     [member] = loaded.scan.members
     assert member.density.samples == BANK
