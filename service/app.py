@@ -14,7 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from models.device import set_threads
 from models.store import ModelStore
-from service.api import categories, health, scoring
+from service.api import categories, health, oip, scoring
 from service.browsers import BrowserGuard
 from service.errors import install_error_handlers
 from service.inspection import Service
@@ -73,9 +73,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     app.state.access = Access(keyring)
     _add_middleware(app, settings, telemetry)
-    install_error_handlers(app)
+    install_error_handlers(app, {oip.PREFIX: oip.ERRORS})
     extend_openapi(app)
-    for router in (scoring.router, categories.router, health.router):
+    for router in (scoring.router, categories.router, health.router, oip.router):
         app.include_router(router)
     return app
 

@@ -1,7 +1,8 @@
-"""Every error answer of the service has one shape: RFC 9457 problem details."""
+"""Every error answer has one shape, RFC 9457 problem details, except where a foreign protocol has its own."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,34 @@ class ProblemError(Exception):
         super().__init__(detail)
 
 
+class ErrorShape(ABC):
+    """How a foreign protocol shows problems.
+
+    Attributes:
+        schema: of the answer's JSON.
+    """
+
+    schema: type[BaseModel]
+
+    @abstractmethod
+    def status(self, kind: ProblemKind) -> int:
+        """The protocol's status for a kind of problem."""
+
+    @abstractmethod
+    def answer(self, kind: ProblemKind, detail: str, headers: Mapping[str, str]) -> Response:
+        """The answer to a request that failed."""
+
+    def responses(self, *kinds: ProblemKind) -> dict[int | str, dict[str, Any]]:
+        """As ``problem_responses``."""
+        return _responses((*kinds, INTERNAL_ERROR), self)
+
+
+def shape_of(app: FastAPI, path: str) -> ErrorShape | None:
+    """How errors look at a path; None for problem details."""
+    shapes: Mapping[str, ErrorShape] = app.state.error_shapes
+    return next((shape for prefix, shape in shapes.items() if f"{path}/".startswith(f"{prefix}/")), None)
+
+
 def problem_response(
     request: Request,
     kind: ProblemKind,
@@ -96,7 +125,10 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     errors: list[InvalidParameter] | None = None,
 ) -> Response:
-    """The answer to a request that failed."""
+    """The answer to a request that failed, in the shape of the protocol whose address was asked."""
+    request.state.log["problem"] = kind.slug
+    if (shape := shape_of(request.app, request.url.path)) is not None:
+        return shape.answer(kind, detail, headers or {})
     problem = Problem(
         type=kind.type,
         title=kind.title,
@@ -105,7 +137,6 @@ def problem_response(
         instance=f"urn:uuid:{request.state.id}",
         errors=errors,
     )
-    request.state.log["problem"] = kind.slug
     content = problem.model_dump(exclude_none=True)
     return JSONResponse(content, status_code=kind.status, headers=headers, media_type=PROBLEM_JSON)
 
@@ -115,24 +146,23 @@ def problem_responses(*kinds: ProblemKind) -> dict[int | str, dict[str, Any]]:
     return _responses((*kinds, INTERNAL_ERROR))
 
 
-def document_problems(operation: dict[str, Any], *kinds: ProblemKind) -> None:
+def document_problems(operation: dict[str, Any], shape: ErrorShape | None, *kinds: ProblemKind) -> None:
     """Add problems to an operation of an OpenAPI document; a status that it answers in another shape stays as it is."""
     responses = operation["responses"]
-    for status, response in _responses(kinds).items():
+    for status, response in _responses(kinds, shape).items():
         known = responses.setdefault(str(status), response)
-        if known is not response and PROBLEM_JSON in known.get("content", {}):
+        if known is not response and known.get("content") == response["content"]:
             known["description"] += f"; {response['description']}"
 
 
-def _responses(kinds: tuple[ProblemKind, ...]) -> dict[int | str, dict[str, Any]]:
+def _responses(kinds: tuple[ProblemKind, ...], shape: ErrorShape | None = None) -> dict[int | str, dict[str, Any]]:
     titles: dict[int | str, list[str]] = {}
     for kind in kinds:
-        titles.setdefault(kind.status, []).append(f"{kind.title} (`{kind.slug}`)")
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {
-        status: {"description": "; ".join(texts), "content": {PROBLEM_JSON: {"schema": schema}}}
-        for status, texts in titles.items()
-    }
+        text = f"{kind.title} (`{kind.slug}`)" if shape is None else kind.title
+        titles.setdefault(kind.status if shape is None else shape.status(kind), []).append(text)
+    media_type, model = (PROBLEM_JSON, Problem) if shape is None else ("application/json", shape.schema)
+    content = {media_type: {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {status: {"description": "; ".join(texts), "content": content} for status, texts in titles.items()}
 
 
 def quote(text: str) -> str:
@@ -140,8 +170,13 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…")
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Answer every error of the application with a problem."""
+def install_error_handlers(app: FastAPI, shapes: Mapping[str, ErrorShape]) -> None:
+    """Answer every error of the application with a problem.
+
+    Args:
+        shapes: what errors look like below other prefixes of paths.
+    """
+    app.state.error_shapes = shapes
     app.add_exception_handler(ProblemError, _on_problem)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_validation_error)

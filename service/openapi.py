@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.errors import FOREIGN_ORIGIN, UNKNOWN_HOST, Problem, document_problems
+from service.errors import FOREIGN_ORIGIN, UNKNOWN_HOST, Problem, document_problems, shape_of
 from service.security import document_security
 
 
@@ -21,10 +21,12 @@ def extend_openapi(app: FastAPI) -> None:
             problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(problem.pop("$defs"), Problem=problem)
             _remove_validation_errors(document)
-            document_security(document)
-            for operations in document["paths"].values():
+            for shape in app.state.error_shapes.values():
+                schemas[shape.schema.__name__] = shape.schema.model_json_schema()
+            for path, operations in document["paths"].items():
                 for operation in operations.values():
-                    document_problems(operation, FOREIGN_ORIGIN, UNKNOWN_HOST)
+                    document_security(operation, shape_of(app, path))
+                    document_problems(operation, shape_of(app, path), FOREIGN_ORIGIN, UNKNOWN_HOST)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document

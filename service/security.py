@@ -11,7 +11,7 @@ from fastapi import Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
-from service.errors import FORBIDDEN, UNAUTHENTICATED, ProblemError, document_problems
+from service.errors import FORBIDDEN, UNAUTHENTICATED, ErrorShape, ProblemError, document_problems
 
 if TYPE_CHECKING:
     from service.keys import Keyring
@@ -117,12 +117,10 @@ def identified(request: Request, key: str | None) -> Caller:
     return caller
 
 
-def document_security(document: dict[str, Any]) -> None:
-    """Add to an OpenAPI document what ``requires`` may answer, on every operation that has it."""
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            if operation.get("security"):
-                document_problems(operation, UNAUTHENTICATED, FORBIDDEN)
+def document_security(operation: dict[str, Any], shape: ErrorShape | None) -> None:
+    """Add to an operation of an OpenAPI document what ``requires`` may answer, where it has it."""
+    if operation.get("security"):
+        document_problems(operation, shape, UNAUTHENTICATED, FORBIDDEN)
 
 
 def _unauthenticated(detail: str, challenge: str) -> ProblemError:

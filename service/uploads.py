@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
@@ -66,14 +67,26 @@ async def read_upload(request: Request, *, max_bytes: int, timeout_s: float) -> 
         )
     if (coding := request.headers.get("content-encoding", "identity")).lower() != "identity":
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, f"content encoding {quote(coding)} is not accepted; send it plain")
+    if media_type != _MULTIPART:
+        return await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s)
+    async with _arriving_within(timeout_s):
+        return await _read_field(request, max_bytes)
+
+
+async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+    """Read the body of a request as sent; arguments and errors as ``read_upload``."""
+    async with _arriving_within(timeout_s):
+        return b"".join([chunk async for chunk in _limited(request, max_bytes)])
+
+
+@asynccontextmanager
+async def _arriving_within(seconds: float) -> AsyncIterator[None]:
     try:
-        async with asyncio.timeout(timeout_s):
-            if media_type == _MULTIPART:
-                return await _read_field(request, max_bytes)
-            return b"".join([chunk async for chunk in _limited(request, max_bytes)])
+        async with asyncio.timeout(seconds):
+            yield
     except TimeoutError as error:
         raise ProblemError(
-            UPLOAD_TIMEOUT, f"the body did not arrive within {timeout_s:g} s", {"Connection": "close"}
+            UPLOAD_TIMEOUT, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}
         ) from error
 
 

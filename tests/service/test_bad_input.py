@@ -248,7 +248,7 @@ class TestCategory:
 
 class TestRoute:
     @pytest.mark.parametrize(
-        "path", ["/", "/v1", "/v1/", "/v1/categories/", "/v2/categories", SCORE + "/", "/admin.php"]
+        "path", ["/", "/v1", "/v1/", "/v1/categories/", "/v3/categories", SCORE + "/", "/admin.php"]
     )
     def test_unknown(self, client: httpx.Client, path: str) -> None:
         for method in ("GET", "POST", "DELETE"):
