@@ -21,6 +21,7 @@ from service.inspection import Service
 from service.keys import Keyring
 from service.middleware import RequestMiddleware
 from service.openapi import extend_openapi
+from service.records.sink import open_records
 from service.registry import Registry
 from service.security import Access
 from service.settings import Settings
@@ -32,17 +33,20 @@ def create_app(settings: Settings) -> FastAPI:
     """Build the application; it loads models when it starts, and answers while it does.
 
     Raises:
-        SettingsError: the keys cannot be read.
+        SettingsError: the keys cannot be read, or inspections not be recorded.
     """
     keyring = None if settings.keys is None else Keyring(settings.keys)
     telemetry = Telemetry()
     worker = Worker(settings.queue_size)
+    records = open_records(settings, telemetry)
     service = Service(
         settings=settings,
         telemetry=telemetry,
         worker=worker,
         registry=Registry(ModelStore(settings.models), worker, telemetry, settings.device),
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
+        sinks=() if records is None else (records,),
+        records=records,
     )
 
     @asynccontextmanager

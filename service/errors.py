@@ -56,6 +56,7 @@ INVALID_REQUEST = ProblemKind("invalid-request", 422, "The request is not valid"
 UNREADABLE_IMAGE = ProblemKind("unreadable-image", 422, "The upload cannot be read as an image")
 INTERNAL_ERROR = ProblemKind("internal-error", 500, "The service made a mistake")
 CATEGORY_UNAVAILABLE = ProblemKind("category-unavailable", 503, "The category is not available")
+RECORDS_UNAVAILABLE = ProblemKind("records-unavailable", 503, "Records cannot be written or read")
 QUEUE_FULL = ProblemKind("queue-full", 503, "Too many images are waiting")
 WORKER_UNAVAILABLE = ProblemKind("worker-unavailable", 503, "The worker cannot score")
 SCORE_TIMEOUT = ProblemKind("score-timeout", 503, "The score took too long")

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
@@ -37,6 +38,7 @@ from service.telemetry import Telemetry
 from service.worker import QueueFull, Timed, Worker, WorkerUnavailable
 
 if TYPE_CHECKING:
+    from service.records.sink import Records
     from service.sinks import Sink
 
 Result = TypeVar("Result")
@@ -52,6 +54,7 @@ class Service:
     Attributes:
         images: the pool that decodes and draws.
         sinks: what takes every inspection, in this order.
+        records: the one that records it; None where nothing is recorded.
         explaining: held by the one explanation that is waited for: explanations must not keep scores waiting.
     """
 
@@ -61,6 +64,7 @@ class Service:
     registry: Registry
     images: ThreadPoolExecutor
     sinks: tuple[Sink, ...] = ()
+    records: Records | None = None
     explaining: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -100,6 +104,7 @@ class Inspection:
     Attributes:
         time: when it was scored, UTC.
         image: (H, W, 3) uint8 RGB, the original as displayed.
+        image_sha256: of the image file, in hexadecimal.
         seconds: by stage; ``total`` is from the request's arrival to the score.
         explanation: of its score, if asked for.
     """
@@ -107,6 +112,7 @@ class Inspection:
     submission: Submission
     time: datetime
     image: NDArray[np.uint8]
+    image_sha256: str
     prediction: Prediction
     seconds: dict[str, float]
     explanation: Explanation | None = None
@@ -166,6 +172,7 @@ async def inspect(service: Service, submission: Submission, method: Method | Non
 
     with timed(seconds, "decode"):
         image = await in_pool(service, partial(_decode, submission.data, settings.max_pixels))
+    digest = in_pool(service, lambda: sha256(submission.data).hexdigest())  # while the worker scores
     async with nullcontext() if method is None else _turn(service):
         with _worker_problems(settings):
             done = await _on_worker(service, partial(job, image))
@@ -174,7 +181,7 @@ async def inspect(service: Service, submission: Submission, method: Method | Non
     for name, value in seconds.items():
         service.telemetry.stages.labels(name).observe(value)
     prediction, explanation = done.value
-    inspection = Inspection(submission, datetime.now(UTC), image, prediction, seconds, explanation)
+    inspection = Inspection(submission, datetime.now(UTC), image, await digest, prediction, seconds, explanation)
     served = submission.served
     service.telemetry.verdicts.labels(served.category, served.version, prediction.verdict, submission.output).inc()
     for sink in service.sinks:
@@ -195,9 +202,9 @@ async def _turn(service: Service) -> AsyncIterator[None]:
         yield
 
 
-async def in_pool(service: Service, function: Callable[[], Result]) -> Result:
+def in_pool(service: Service, function: Callable[[], Result]) -> asyncio.Future[Result]:
     """Run what would block the event loop, on the threads that decode and draw."""
-    return await asyncio.get_running_loop().run_in_executor(service.images, function)
+    return asyncio.get_running_loop().run_in_executor(service.images, function)
 
 
 @contextmanager

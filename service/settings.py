@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.images import DEFAULT_MAX_PIXELS
@@ -59,6 +59,21 @@ class Settings(BaseSettings):
     )
     max_upload_bytes: int = Field(default=64 * 2**20, ge=1, description="largest request body")
     max_pixels: int = Field(default=DEFAULT_MAX_PIXELS, ge=1, description="most pixels of an image")
+    records: Path | None = Field(
+        default=None,
+        description="folder that inspections are recorded in; none records nothing; unset: 'records' beside the models",
+    )
+    records_url: SecretStr | None = Field(
+        default=None,
+        description="records database, postgresql://USER:PASSWORD@HOST/DATABASE; unset: SQLite in that folder",
+    )
+    records_required: bool = Field(
+        default=True, description="refuse to answer what cannot be recorded; false answers it and counts it"
+    )
+    journal_bytes: int = Field(
+        default=256 * 2**20, ge=2**20, description="most bytes of records that wait in the journal for the database"
+    )
+    keep_records_days: int | None = Field(default=None, ge=1, description="delete records after; unset: never")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
 
     @field_validator("allowed_hosts", "cors_origins", mode="before")
@@ -91,6 +106,22 @@ class Settings(BaseSettings):
                 f"{_named('keys')} and {_named('allow_anonymous')} are both set; keep the one that is meant"
             )
         return self
+
+    @model_validator(mode="after")
+    def _records_have_a_folder(self) -> Self:
+        if self.records_url is not None and self.records_folder is None:
+            raise ValueError(
+                f"{_named('records_url')} is set and {_named('records')} is 'none': records wait in a folder for their "
+                "database; name one"
+            )
+        return self
+
+    @property
+    def records_folder(self) -> Path | None:
+        """Where inspections are recorded; None where they are not."""
+        if self.records is None:
+            return self.models.absolute().parent / "records"
+        return None if str(self.records) == "none" else self.records
 
     @field_validator("log_level", mode="before")
     @classmethod

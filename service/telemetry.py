@@ -31,6 +31,12 @@ class Telemetry:
         )
         self.queue_depth = self._gauge("queue_depth", "Jobs that wait for the worker.")
         self.worker_up = self._gauge("worker_up", "1 where the worker can answer, 0 where it is dead or hangs.")
+        self.journal_depth = self._gauge("records_journal_depth", "Records that wait for the database.")
+        self.journal_bytes = self._gauge("records_journal_bytes", "Bytes of the journal that records wait in.")
+        self.database_up = self._gauge("records_database_up", "1 where the records database takes records, else 0.")
+        self.record_failures = self._counter(
+            "record_failures", "Records the journal did not take, and failed tries to reach the database.", "at"
+        )
         self.model = self._gauge("model_loaded", "1 where the version is ready, else 0.", "category", "version")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

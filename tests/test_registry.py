@@ -110,7 +110,7 @@ def test_end_to_end(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Pa
     image = next((data / "test" / "scratch").iterdir())
     [expected] = detector.predict([read_image(image)])
     assert expected.score_map.std() > 0
-    with serving(load_settings(models=models, port=0, device="cpu", threads=1)) as url:
+    with serving(load_settings(models=models, port=0, device="cpu", threads=1, records="none")) as url:
         response = httpx.post(f"{url}/v1/categories/{CATEGORY}/score", files={"image": image.read_bytes()}, timeout=60)
     assert response.status_code == 200, response.text
     assert math.isfinite(response.json()["image_score"])

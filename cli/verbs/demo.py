@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).touch()
     models.mkdir(exist_ok=True)
-    settings = load_settings(models=models, port=options.port, device=options.device)
+    settings = load_settings(models=models, port=options.port, device=options.device, records="none")
     check_address(settings)
     for folder in (data, models, report, out / "run"):
         shutil.rmtree(folder, ignore_errors=True)

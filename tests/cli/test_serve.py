@@ -17,7 +17,7 @@ from tests.service.support import is_ready, wait_until
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_serve_until_it_is_stopped(data: Path, models: Path, number: signal.Signals) -> None:
     image = next((data / CATEGORY / "test" / "good").iterdir())
-    command = [str(PROGRAM), "serve", "--models", str(models), "--port", "0", *COMPUTE, "--json"]
+    command = [str(PROGRAM), "serve", "--models", str(models), "--port", "0", "--records", "none", *COMPUTE, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None

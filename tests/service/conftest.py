@@ -38,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def _serve(models: Path, *, loaded: bool = True, **options: Any) -> Iterator[httpx.Client]:
-    settings = load_settings(models=models, port=0, device="cpu", **options)
+    settings = load_settings(**{"models": models, "port": 0, "device": "cpu", "records": "none", **options})
     with serving(settings, loaded=loaded) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
 

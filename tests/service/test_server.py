@@ -22,7 +22,12 @@ PROGRAM = "from service.server import run; from service.settings import load_set
 
 @pytest.fixture
 def process(models: Path) -> Iterator[subprocess.Popen[str]]:
-    environment = {"PLUMBLINE_MODELS": str(models), "PLUMBLINE_PORT": "0", "PLUMBLINE_THREADS": "1"}
+    environment = {
+        "PLUMBLINE_MODELS": str(models),
+        "PLUMBLINE_PORT": "0",
+        "PLUMBLINE_THREADS": "1",
+        "PLUMBLINE_RECORDS": "none",
+    }
     command = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-c", PROGRAM]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
         yield started

@@ -1,0 +1,90 @@
+"""The record of one inspection: what was decided, of what, by what, for whom, and how long it took."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from models.prediction import Region
+
+if TYPE_CHECKING:
+    from service.inspection import Inspection
+
+
+class Record(BaseModel):
+    """One inspection. Scores: higher is more anomalous. Regions are in pixels of the image as displayed."""
+
+    # A line of the journal outlives the build that wrote it, so one may find fields that it does not know.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: UUID
+    time: AwareDatetime = Field(description="when it was scored, UTC")
+    category: str
+    version: int
+    operation: int = Field(description="number of the version's run-time settings in force; 0: the version's own")
+    shadow_of: UUID | None = Field(
+        default=None, description="the inspection that was answered, where this one was scored beside it by a shadow"
+    )
+    image_sha256: str = Field(description="of the image file as it was sent")
+    image_width: int = Field(description="pixels, as displayed")
+    image_height: int = Field(description="pixels, as displayed")
+    image_score: float = Field(description="the highest score of a window that shows the image")
+    p_value: float = Field(description="share of good parts at least as anomalous (split conformal)")
+    verdict: str
+    image_threshold: float = Field(description="in force: image scores above it are defective")
+    pixel_threshold: float = Field(description="in force: the anomaly map's values above it form regions")
+    review_low: float | None = Field(default=None, description="in force: scores above it may be for a person to judge")
+    review_high: float | None = Field(default=None, description="in force: up to this score")
+    regions: tuple[Region, ...]
+    part: str | None = Field(default=None, description="the sender's id of the part")
+    lot: str | None = Field(default=None, description="the sender's id of the lot")
+    caller: str = Field(description="who asked")
+    protocol: str = Field(description="by which API")
+    output: str = Field(description="what was asked for, such as score or heatmap")
+    times: dict[str, float] = Field(description="milliseconds by stage")
+
+
+def record_of(inspection: Inspection) -> Record:
+    """The record of an inspection."""
+    submission, served, prediction = inspection.submission, inspection.served, inspection.prediction
+    point = served.detector.operating_point
+    height, width = inspection.image.shape[:2]
+    low, high = point.review_band or (None, None)
+    return Record(
+        id=inspection.id,
+        time=inspection.time,
+        category=served.category,
+        version=served.version,
+        operation=0,
+        image_sha256=inspection.image_sha256,
+        image_width=width,
+        image_height=height,
+        image_score=prediction.image_score,
+        p_value=prediction.p_value,
+        verdict=prediction.verdict,
+        image_threshold=point.image_threshold,
+        pixel_threshold=point.pixel_threshold,
+        review_low=low,
+        review_high=high,
+        regions=prediction.regions,
+        part=submission.part,
+        lot=submission.lot,
+        caller=submission.caller.name,
+        protocol=submission.protocol,
+        output=submission.output,
+        times={stage: round(1000 * seconds, 3) for stage, seconds in inspection.seconds.items()},
+    )
+
+
+class Review(BaseModel):
+    """What a person said of an inspection. All are kept; the latest counts."""
+
+    model_config = ConfigDict(frozen=True)
+
+    time: datetime
+    caller: str = Field(description="who reviewed it")
+    verdict: str = Field(description="what the part is: good or defective")
+    note: str | None = None
