@@ -14,7 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from models.device import set_threads
 from models.store import ModelStore
-from service.api import categories, health, oip, scoring
+from service.api import categories, health, lookout, oip, scoring
 from service.browsers import BrowserGuard
 from service.errors import install_error_handlers
 from service.inspection import Service
@@ -77,9 +77,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.service = service
     app.state.access = Access(keyring)
     _add_middleware(app, settings, telemetry)
-    install_error_handlers(app, {oip.PREFIX: oip.ERRORS})
+    install_error_handlers(app, {oip.PREFIX: oip.ERRORS, lookout.PREFIX: lookout.ERRORS})
     extend_openapi(app)
-    for router in (scoring.router, categories.router, health.router, oip.router):
+    for router in (scoring.router, categories.router, health.router, oip.router, lookout.router):
         app.include_router(router)
     return app
 

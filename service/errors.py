@@ -104,7 +104,7 @@ class ErrorShape(ABC):
         """The protocol's status for a kind of problem."""
 
     @abstractmethod
-    def answer(self, kind: ProblemKind, detail: str, headers: Mapping[str, str]) -> Response:
+    def answer(self, request: Request, kind: ProblemKind, detail: str, headers: Mapping[str, str]) -> Response:
         """The answer to a request that failed."""
 
     def responses(self, *kinds: ProblemKind) -> dict[int | str, dict[str, Any]]:
@@ -129,7 +129,7 @@ def problem_response(
     """The answer to a request that failed, in the shape of the protocol whose address was asked."""
     request.state.log["problem"] = kind.slug
     if (shape := shape_of(request.app, request.url.path)) is not None:
-        return shape.answer(kind, detail, headers or {})
+        return shape.answer(request, kind, detail, headers or {})
     problem = Problem(
         type=kind.type,
         title=kind.title,

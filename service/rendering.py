@@ -7,6 +7,7 @@ stands for all above its end.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 from cv2.typing import MatLike
 from numpy.typing import NDArray
+from PIL import Image
 
 from models.prediction import Prediction
 from models.region_of_interest import RegionOfInterest
@@ -124,6 +126,34 @@ def render_raw(anomaly_map: NDArray[np.float32]) -> RawMap:
     step = (float(values.max()) - minimum) / _CODES
     codes = np.rint((values - minimum) / step) if step > 0 else np.zeros(values.shape)
     return RawMap(png=_encode(codes.astype(np.uint16)), minimum=minimum, step=step)
+
+
+def render_mask(prediction: Prediction, pixel_threshold: float, colour: int) -> tuple[bytes, float]:
+    """Draw what the regions cover, in one colour on white.
+
+    Args:
+        colour: 0xRRGGBB.
+
+    Returns:
+        A PNG of the original's size, and the share of its pixels that have the colour.
+    """
+    placement = prediction.placement
+    inside = np.zeros((placement.original_height, placement.original_width), np.uint8)
+    above = placement.map_to_original(prediction.anomaly_map) > pixel_threshold
+    for region in prediction.regions:
+        box = region.box
+        rows, columns = slice(box.y, box.y + box.height), slice(box.x, box.x + box.width)
+        contour = np.array([(point.x - box.x, point.y - box.y) for point in region.contour])
+        area = np.zeros((box.height, box.width), np.uint8)
+        cv2.fillPoly(area, [contour], 1)
+        if (deviating := area & above[rows, columns]).any():  # nothing is above where the region is the peak window
+            area = deviating
+        inside[rows, columns] |= area
+    picture = Image.fromarray(inside, "P")
+    picture.putpalette([255, 255, 255, *colour.to_bytes(3)])
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue(), float(inside.mean())
 
 
 def _outline(picture: MatLike, contours: Sequence[Sequence[tuple[int, int]]]) -> None:

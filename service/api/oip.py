@@ -80,7 +80,7 @@ class _Errors(ErrorShape):
     def status(self, kind: ProblemKind) -> int:
         return 400 if kind.status == INVALID_REQUEST.status else kind.status
 
-    def answer(self, kind: ProblemKind, detail: str, headers: Mapping[str, str]) -> Response:
+    def answer(self, request: Request, kind: ProblemKind, detail: str, headers: Mapping[str, str]) -> Response:
         return JSONResponse({"error": detail}, self.status(kind), headers)
 
 

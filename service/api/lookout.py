@@ -1,0 +1,325 @@
+"""Amazon Lookout for Vision's API, as boto3 speaks it: a project is a category, a model a version.
+
+That service ended on 2025-10-31. Programs made for it go on with another ``endpoint_url``.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from models.prediction import Prediction, Verdict
+from service.errors import (
+    CATEGORY_UNAVAILABLE,
+    IMAGE_TOO_LARGE,
+    INVALID_REQUEST,
+    NOT_FOUND,
+    QUEUE_FULL,
+    SCORE_TIMEOUT,
+    UNKNOWN_CATEGORY,
+    UNREADABLE_IMAGE,
+    UNSUPPORTED_IMAGE,
+    UNSUPPORTED_MEDIA_TYPE,
+    UPLOAD_TIMEOUT,
+    UPLOAD_TOO_LARGE,
+    WORKER_UNAVAILABLE,
+    ErrorShape,
+    ProblemError,
+    ProblemKind,
+    quote,
+)
+from service.inspection import Submission, admit, in_pool, inspect, service_of, timed
+from service.registry import Category, CategoryState, Served
+from service.rendering import render_mask
+from service.security import Scope, requires
+from service.submissions import unless_client_leaves
+from service.uploads import read_body
+
+PREFIX = "/2020-11-20"
+
+_ANOMALY_COLOUR = 0xE0262C
+_RETRY_AFTER_S = "5"
+_ARN = "arn:plumbline:lookoutvision:local:000000000000"
+
+
+class LookoutError(BaseModel):
+    """What every failure answers with; the header `x-amzn-ErrorType` names the exception."""
+
+    Message: str
+    ResourceId: str | None = None
+    ResourceType: Literal["PROJECT", "MODEL"] | None = None
+
+
+class _Errors(ErrorShape):
+    """Problems as the exceptions that boto3 raises."""
+
+    schema = LookoutError
+
+    def status(self, kind: ProblemKind) -> int:
+        return _exception(kind)[1]
+
+    def answer(self, request: Request, kind: ProblemKind, detail: str, headers: Mapping[str, str]) -> Response:
+        name, status = _exception(kind)
+        error = LookoutError(Message=detail)
+        if status in (404, 409):
+            project, model = (request.path_params.get(part) for part in ("projectName", "modelVersion"))
+            whole = model is None or kind is UNKNOWN_CATEGORY
+            error.ResourceType, error.ResourceId = ("PROJECT", project) if whole else ("MODEL", f"{project}/{model}")
+        more = {"Retry-After": _RETRY_AFTER_S} if status == 429 else {}
+        return JSONResponse(
+            error.model_dump(exclude_none=True),
+            status,
+            {**more, **headers, "x-amzn-ErrorType": name, "x-amzn-RequestId": str(request.state.id)},
+        )
+
+
+def _exception(kind: ProblemKind) -> tuple[str, int]:
+    """The exception's name and status for a kind of problem."""
+    if kind is CATEGORY_UNAVAILABLE or kind.status == 409:
+        return "ConflictException", 409
+    if kind.status == 404 and kind is not NOT_FOUND:
+        return "ResourceNotFoundException", 404
+    if kind.status in (401, 403, 421):
+        return "AccessDeniedException", 403
+    if kind is WORKER_UNAVAILABLE or kind.status == 500:
+        return "InternalServerException", 500
+    if kind.status == 429 or kind.status > 500:  # a full queue and whatever else passes: try again later
+        return "ThrottlingException", 429
+    return "ValidationException", 400
+
+
+ERRORS = _Errors()
+
+router = APIRouter(prefix=PREFIX, tags=["lookout for vision"], dependencies=[Depends(requires())])
+
+ProjectName = Annotated[str, Path(max_length=255, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_\-]*$")]
+ModelVersion = Annotated[str, Path(max_length=10, pattern=r"^([1-9][0-9]*|latest)$")]
+
+
+class PixelAnomaly(BaseModel):
+    TotalPercentageArea: float = Field(description="share of the image's pixels, 0 to 1")
+    Color: str = Field(description="of the label in the mask, #RRGGBB")
+
+
+class Anomaly(BaseModel):
+    Name: Literal["background", "anomaly"]
+    PixelAnomaly: PixelAnomaly
+
+
+class ImageSource(BaseModel):
+    Type: Literal["direct"] = "direct"
+
+
+class DetectAnomalyResult(BaseModel):
+    Source: ImageSource = ImageSource()
+    IsAnomalous: bool = Field(description="true for every verdict but good")
+    Confidence: float = Field(
+        description="with the p-value p: anomalous, 1 - p; normal, p / (p + a), a being the false-reject rate that the "
+        "threshold was set for"
+    )
+    Anomalies: list[Anomaly]
+    AnomalyMask: str = Field(description="base64 of a PNG of the size of the image as displayed")
+
+
+class DetectAnomaliesResponse(BaseModel):
+    DetectAnomalyResult: DetectAnomalyResult
+
+
+class ModelMetadata(BaseModel):
+    ModelVersion: str
+    ModelArn: str
+    Status: Literal["TRAINED", "STARTING_HOSTING", "HOSTED", "HOSTING_FAILED"]
+    StatusMessage: str | None = None
+
+
+class ListModelsResponse(BaseModel):
+    Models: list[ModelMetadata]
+
+
+class DescribeModelResponse(BaseModel):
+    ModelDescription: ModelMetadata
+
+
+class ProjectMetadata(BaseModel):
+    ProjectName: str
+    ProjectArn: str
+
+
+class ProjectDescription(ProjectMetadata):
+    Datasets: list[Any] = Field(default=[], description="always empty: images of training are not kept here")
+
+
+class ListProjectsResponse(BaseModel):
+    Projects: list[ProjectMetadata]
+    NextToken: str | None = None
+
+
+class DescribeProjectResponse(BaseModel):
+    ProjectDescription: ProjectDescription
+
+
+@router.post(
+    "/projects/{projectName}/models/{modelVersion}/detect",
+    responses=ERRORS.responses(
+        UNKNOWN_CATEGORY,
+        UPLOAD_TIMEOUT,
+        UPLOAD_TOO_LARGE,
+        IMAGE_TOO_LARGE,
+        UNSUPPORTED_MEDIA_TYPE,
+        UNSUPPORTED_IMAGE,
+        INVALID_REQUEST,
+        UNREADABLE_IMAGE,
+        CATEGORY_UNAVAILABLE,
+        QUEUE_FULL,
+        WORKER_UNAVAILABLE,
+        SCORE_TIMEOUT,
+    ),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+    dependencies=[Depends(requires(Scope.SCORE))],
+)
+async def detect_anomalies(
+    projectName: ProjectName, modelVersion: ModelVersion, request: Request, response: Response
+) -> DetectAnomaliesResponse:
+    """Score one image."""
+    if not (media_type := request.headers.get("content-type", "")).lower().startswith("image/"):
+        detail = f"content type {quote(media_type)} is not accepted; send image/jpeg or image/png"
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, detail)
+    begun, seconds, service = time.monotonic(), dict[str, float](), service_of(request)
+    served = _of_version(admit(service, projectName), modelVersion)
+    request.state.log.update(category=projectName, version=served.version)
+    with timed(seconds, "upload"):
+        settings = service.settings
+        data = await read_body(request, max_bytes=settings.max_upload_bytes, timeout_s=settings.request_timeout_s)
+    submission = Submission(
+        id=request.state.id,
+        served=served,
+        data=data,
+        caller=request.state.caller,
+        protocol="lookout",
+        output="score",
+        begun=begun,
+        seconds=seconds,
+    )
+    inspection = await unless_client_leaves(request, inspect(service, submission))
+    prediction, point = inspection.prediction, served.detector.operating_point
+    request.state.log.update(verdict=prediction.verdict, image_score=prediction.image_score)
+    draw = partial(render_mask, prediction, point.pixel_threshold, _ANOMALY_COLOUR)
+    mask, share = await in_pool(service, draw)
+    response.headers["x-amzn-RequestId"] = str(request.state.id)
+    return DetectAnomaliesResponse(
+        DetectAnomalyResult=DetectAnomalyResult(
+            IsAnomalous=prediction.verdict is not Verdict.GOOD,
+            Confidence=confidence(prediction, point.false_reject_rate),
+            Anomalies=_anomalies(share),
+            AnomalyMask=base64.b64encode(mask).decode(),
+        )
+    )
+
+
+_PROJECT_PROBLEMS = ERRORS.responses(INVALID_REQUEST, UNKNOWN_CATEGORY)
+_MaxResults = Annotated[int, Query(alias="maxResults", ge=1, le=100)]
+_NextToken = Annotated[str, Query(alias="nextToken", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_\-]{0,254}$")]
+
+
+@router.get("/projects", responses=ERRORS.responses(INVALID_REQUEST), response_model_exclude_none=True)
+async def list_projects(
+    request: Request, maxResults: _MaxResults = 100, nextToken: _NextToken | None = None
+) -> ListProjectsResponse:
+    """Every category, by name."""
+    names = [category.name for category in service_of(request).registry.categories()]
+    rest = names if nextToken is None else [name for name in names if name > nextToken]
+    page = rest[:maxResults]
+    return ListProjectsResponse(
+        Projects=[ProjectMetadata(ProjectName=name, ProjectArn=f"{_ARN}:project/{name}") for name in page],
+        NextToken=page[-1] if len(rest) > len(page) else None,
+    )
+
+
+@router.get("/projects/{projectName}", responses=_PROJECT_PROBLEMS)
+async def describe_project(projectName: ProjectName, request: Request) -> DescribeProjectResponse:
+    """A category."""
+    name = service_of(request).registry.category(projectName).name
+    return DescribeProjectResponse(
+        ProjectDescription=ProjectDescription(ProjectName=name, ProjectArn=f"{_ARN}:project/{name}")
+    )
+
+
+@router.get("/projects/{projectName}/models", responses=_PROJECT_PROBLEMS, response_model_exclude_none=True)
+async def list_models(projectName: ProjectName, request: Request) -> ListModelsResponse:
+    """The versions of a category."""
+    category = service_of(request).registry.category(projectName)
+    return ListModelsResponse(Models=[] if category.version is None else [_model(category)])
+
+
+@router.get(
+    "/projects/{projectName}/models/{modelVersion}", responses=_PROJECT_PROBLEMS, response_model_exclude_none=True
+)
+async def describe_model(
+    projectName: ProjectName, modelVersion: ModelVersion, request: Request
+) -> DescribeModelResponse:
+    """One version of a category."""
+    category = service_of(request).registry.category(projectName)
+    if category.version is None or modelVersion not in (str(category.version), "latest"):
+        raise ProblemError(UNKNOWN_CATEGORY, f"{projectName!r} has no version {modelVersion} loaded")
+    return DescribeModelResponse(ModelDescription=_model(category))
+
+
+@router.api_route(
+    "/{operation:path}", methods=["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"], include_in_schema=False
+)
+async def not_supported(operation: str, request: Request) -> None:
+    """What else that service had: projects, data sets, models and their tags are made and deleted elsewhere."""
+    detail = f"{request.method} {quote(request.url.path)} is not supported: categories are trained by 'plumbline train'"
+    raise ProblemError(INVALID_REQUEST, detail)
+
+
+def _of_version(served: Served, version: str) -> Served:
+    if version not in (str(served.version), "latest"):
+        detail = f"{served.category!r} has no version {quote(version)} loaded; {served.version} is"
+        raise ProblemError(UNKNOWN_CATEGORY, detail)
+    return served
+
+
+def confidence(prediction: Prediction, false_reject_rate: float) -> float:
+    """How sure the answer is, on a scale that the p-value fills: from about 0.5 at the threshold towards 1.
+
+    A p-value says how many good parts are as anomalous. Of an anomalous image that is the doubt itself. An ordinary
+    good part may have any p-value, so it is compared with the rate of the threshold.
+    """
+    p_value = prediction.p_value
+    return p_value / (p_value + false_reject_rate) if prediction.verdict is Verdict.GOOD else 1 - p_value
+
+
+def _anomalies(share: float) -> list[Anomaly]:
+    background = Anomaly(Name="background", PixelAnomaly=PixelAnomaly(TotalPercentageArea=1 - share, Color="#FFFFFF"))
+    colour = f"#{_ANOMALY_COLOUR:06X}"
+    anomaly = Anomaly(Name="anomaly", PixelAnomaly=PixelAnomaly(TotalPercentageArea=share, Color=colour))
+    return [background, anomaly] if share > 0 else [background]
+
+
+_STATUS: dict[CategoryState, Literal["STARTING_HOSTING", "HOSTED", "HOSTING_FAILED"]] = {
+    CategoryState.LOADING: "STARTING_HOSTING",
+    CategoryState.READY: "HOSTED",
+    CategoryState.FAILED: "HOSTING_FAILED",
+}
+
+
+def _model(category: Category) -> ModelMetadata:
+    return ModelMetadata(
+        ModelVersion=str(category.version),
+        ModelArn=f"{_ARN}:model/{category.name}/{category.version}",
+        Status=_STATUS[category.state],
+        StatusMessage=category.reason,
+    )
