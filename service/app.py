@@ -15,7 +15,9 @@ from fastapi_offline import FastAPIOffline
 from models.device import set_threads
 from models.store import ModelStore
 from service.api import categories, health, lookout, oip, scoring
+from service.api import drift as drift_api
 from service.browsers import BrowserGuard
+from service.drift import Drift
 from service.errors import install_error_handlers
 from service.inspection import Service
 from service.keys import Keyring
@@ -39,14 +41,17 @@ def create_app(settings: Settings) -> FastAPI:
     telemetry = Telemetry()
     worker = Worker(settings.queue_size)
     records = open_records(settings, telemetry)
+    registry = Registry(ModelStore(settings.models), worker, telemetry, settings.device)
+    drift = Drift(registry, settings, telemetry)
     service = Service(
         settings=settings,
         telemetry=telemetry,
         worker=worker,
-        registry=Registry(ModelStore(settings.models), worker, telemetry, settings.device),
+        registry=registry,
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
-        sinks=() if records is None else (records,),
+        sinks=(drift,) if records is None else (records, drift),
         records=records,
+        drift=drift,
     )
 
     @asynccontextmanager
@@ -79,7 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
     _add_middleware(app, settings, telemetry)
     install_error_handlers(app, {oip.PREFIX: oip.ERRORS, lookout.PREFIX: lookout.ERRORS})
     extend_openapi(app)
-    for router in (scoring.router, categories.router, health.router, oip.router, lookout.router):
+    for router in (scoring.router, categories.router, drift_api.router, health.router, oip.router, lookout.router):
         app.include_router(router)
     return app
 

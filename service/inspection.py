@@ -38,6 +38,7 @@ from service.telemetry import Telemetry
 from service.worker import QueueFull, Timed, Worker, WorkerUnavailable
 
 if TYPE_CHECKING:
+    from service.drift import Drift
     from service.records.sink import Records
     from service.sinks import Sink
 
@@ -53,6 +54,7 @@ class Service:
 
     Attributes:
         images: the pool that decodes and draws.
+        drift: the sink that watches whether inspections still are like the calibration.
         sinks: what takes every inspection, in this order.
         records: the one that records it; None where nothing is recorded.
         explaining: held by the one explanation that is waited for: explanations must not keep scores waiting.
@@ -63,6 +65,7 @@ class Service:
     worker: Worker
     registry: Registry
     images: ThreadPoolExecutor
+    drift: Drift
     sinks: tuple[Sink, ...] = ()
     records: Records | None = None
     explaining: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -74,6 +74,15 @@ class Settings(BaseSettings):
         default=256 * 2**20, ge=2**20, description="most bytes of records that wait in the journal for the database"
     )
     keep_records_days: int | None = Field(default=None, ge=1, description="delete records after; unset: never")
+    drift_window: int = Field(
+        default=500, ge=1, le=100_000, description="latest inspections of a category whose scores' quantiles are shown"
+    )
+    drift_false_alarm_rate: float = Field(
+        default=0.01,
+        gt=0,
+        lt=0.1,
+        description="largest probability that a drift test ever alarms while nothing changes; of a warning, ten times",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
 
     @field_validator("allowed_hosts", "cors_origins", mode="before")

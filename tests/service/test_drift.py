@@ -1,0 +1,171 @@
+"""Drift as an operator sees it: a real server that parts are sent to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.detector import Detector
+from models.prediction import Verdict
+from service.drift import Drift, Watch
+from service.registry import Served
+from service.settings import load_settings
+from service.telemetry import Telemetry
+from tests.service.conftest import Serve
+from tests.service.support import CATEGORY, assert_problem, encode, part
+
+DRIFT = f"/v1/categories/{CATEGORY}/drift"
+BYTES = {"content-type": "application/octet-stream"}
+
+
+@pytest.fixture
+def server(serve: Serve, models: Path) -> Iterator[httpx.Client]:
+    """One of this test's own: others' images would be part of its story."""
+    with serve(models) as client:
+        yield client
+
+
+def send(client: httpx.Client, image: NDArray[np.uint8], output: str = "score", **query: str) -> httpx.Response:
+    response = client.post(
+        f"/v1/categories/{CATEGORY}/{output}", content=encode(image, compress_level=1), headers=BYTES, params=query
+    )
+    assert response.status_code == 200, response.text
+    return response
+
+
+def smooth(seed: int) -> NDArray[np.uint8]:
+    """A part seen by a camera that is out of focus: less noise, lower scores."""
+    return (part(seed) // 2 + part(0) // 2).astype(np.uint8)
+
+
+def test_nothing_seen_yet(server: httpx.Client, detector: Detector) -> None:
+    report = server.get(DRIFT).json()
+    assert (report["category"], report["version"], report["state"]) == (CATEGORY, 1, "ok")
+    assert report["false_alarm_rate"] == 0.01
+    below = detector.calibration.image_scores < detector.operating_point.image_threshold
+    assert report["scores"] == {"state": "ok", "evidence": 1, "count": 0, "reference": int(below.sum())}
+    assert report["window"] == 0
+    assert report["quantiles"]["calibration"][2] == pytest.approx(np.median(detector.calibration.image_scores))
+    assert "accepted" not in report["quantiles"]
+
+
+def test_good_parts_are_no_drift_and_are_counted(server: httpx.Client) -> None:
+    answers = [send(server, part(seed)).json() for seed in range(100, 130)]
+    report = server.get(DRIFT).json()
+    accepted = [one["image_score"] for one in answers if one["verdict"] == "good"]
+    assert report["state"] == "ok"
+    assert report["scores"]["count"] == len(accepted)
+    assert report["rejects"]["count"] == report["window"] == 30
+    assert report["rejected_share"] == pytest.approx(1 - len(accepted) / 30)
+    assert report["quantiles"]["accepted"] == pytest.approx(np.quantile(accepted, report["quantiles"]["levels"]))
+    scores = [one["image_score"] for one in answers]
+    assert report["quantiles"]["all"] == pytest.approx(np.quantile(scores, report["quantiles"]["levels"]))
+
+
+def test_changed_scores_come_to_drift_which_stays_until_it_is_begun_anew(server: httpx.Client) -> None:
+    for seed in range(200, 240):
+        send(server, part(seed))
+    assert server.get(DRIFT).json()["scores"]["state"] == "ok"
+    began = datetime.now(UTC)
+    for seed in range(300, 360):
+        send(server, smooth(seed))
+    report = server.get(DRIFT).json()
+    assert report["state"] == report["scores"]["state"] == "drift"
+    assert report["scores"]["change"] in ("lower", "narrower")
+    assert report["scores"]["evidence"] >= 100
+    assert began <= datetime.fromisoformat(report["scores"]["since"]) <= datetime.now(UTC)
+    metrics = server.get("/metrics").text
+    assert f'plumbline_drift_state{{category="{CATEGORY}",test="scores"}} 2.0' in metrics
+    assert f'plumbline_score_quantile{{category="{CATEGORY}",of="accepted",quantile="0.5"}}' in metrics
+    for seed in range(400, 405):
+        send(server, part(seed))
+    assert server.get(DRIFT).json()["scores"] == report["scores"]
+
+    anew = server.delete(DRIFT).json()
+    assert (anew["state"], anew["scores"]["count"], anew["window"]) == ("ok", 0, 0)
+    assert f'plumbline_drift_state{{category="{CATEGORY}",test="scores"}} 0.0' in server.get("/metrics").text
+
+
+def test_a_wave_of_rejects_is_reported_as_such(server: httpx.Client) -> None:
+    for seed in range(500, 530):
+        send(server, part(seed))
+    for seed in range(40):
+        send(server, part(seed, defective=True))
+    report = server.get(DRIFT).json()
+    assert report["rejects"]["state"] == report["state"] == "drift"
+    assert report["rejects"]["change"] == "higher"
+    assert report["scores"]["state"] == "ok"
+    assert report["scores"]["count"] <= 30
+
+
+def test_an_image_asked_for_in_two_forms_counts_once(server: httpx.Client) -> None:
+    for output in ("score", "heatmap", "explain"):
+        send(server, part(600), output)
+    assert server.get(DRIFT).json()["window"] == 1
+    for _ in range(2):  # but a camera that stands still is noticed
+        send(server, part(601))
+    assert server.get(DRIFT).json()["window"] == 3
+
+
+def test_quantiles_are_of_the_window(serve: Serve, models: Path) -> None:
+    with serve(models, drift_window=5) as client:
+        scores = [send(client, part(seed)).json()["image_score"] for seed in range(700, 712)]
+        report = client.get(DRIFT).json()
+    assert report["window"] == 5
+    assert report["quantiles"]["all"][2] == pytest.approx(np.median(scores[-5:]))
+
+
+def test_unknown_category(server: httpx.Client) -> None:
+    for method in ("GET", "DELETE"):
+        assert_problem(server.request(method, "/v1/categories/none/drift"), 404, "unknown-category", CATEGORY)
+
+
+class Inspections:
+    """The sink of a registry whose active version the test sets."""
+
+    def __init__(self, detector: Detector, models: Path, **settings: Any) -> None:
+        self.active = Served(CATEGORY, 1, detector)
+        registry: Any = SimpleNamespace(served=lambda category: self.active)
+        self.drift = Drift(registry, load_settings(models=models, **settings), Telemetry())
+
+    def take(self, served: Served, score: float, verdict: Verdict = Verdict.GOOD) -> None:
+        inspection: Any = SimpleNamespace(
+            served=served,
+            time=datetime.now(UTC),
+            submission=SimpleNamespace(output="score"),
+            prediction=SimpleNamespace(image_score=score, verdict=verdict),
+        )
+        asyncio.run(self.drift.take(inspection))
+
+
+def test_another_active_version_begins_anew_and_others_do_not_count(detector: Detector, models: Path) -> None:
+    inspections = Inspections(detector, models)
+    first, second = inspections.active, replace(inspections.active, version=2)
+    inspections.take(first, -1)
+    inspections.take(second, -1)
+    assert inspections.drift.monitor(CATEGORY).scores.test.count == 1
+    inspections.active = second
+    inspections.take(first, -1)
+    assert inspections.drift.monitor(CATEGORY).scores.test.count == 0
+    inspections.take(second, -1)
+    assert inspections.drift.monitor(CATEGORY).scores.test.count == 1
+
+
+def test_warning_passes_and_drift_does_not() -> None:
+    watch = Watch([], 0.01)
+    now = datetime.now(UTC)
+    for number, state in ((50.0, "warning"), (1.0, "ok"), (100.0, "drift"), (0.0, "drift")):
+        watch.test.observe = lambda number: number  # type: ignore[method-assign]
+        watch.observe(number, now)
+        assert watch.state == state
+        assert (watch.since is None) is (state == "ok")
