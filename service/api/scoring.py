@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
-from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from models.explanation import Method
 from models.geometry import Box
-from models.prediction import Region, Verdict
-from models.regions import MAX_REGIONS
+from service.answers import Score, score_of
 from service.errors import (
     CATEGORY_UNAVAILABLE,
     IMAGE_TOO_LARGE,
@@ -92,44 +90,6 @@ class ExplainQuery(InspectionQuery):
     opacity: float = Field(default=DEFAULT_OPACITY, ge=0, le=1, description="of the strongest colours")
 
 
-class ImageSize(BaseModel):
-    """Size of the image as displayed, after its EXIF orientation."""
-
-    width: int
-    height: int
-
-
-class Times(BaseModel):
-    """Milliseconds by stage."""
-
-    upload: float = Field(description="reading the request's body")
-    decode: float = Field(description="decoding the image, the wait for a decoder included")
-    queue: float = Field(description="waiting for the worker")
-    score: float = Field(description="on the worker")
-    total: float = Field(description="from the request's head to the score")
-
-
-class Score(BaseModel):
-    """One inspection. Scores: higher is more anomalous. Regions are in pixels of the image as displayed."""
-
-    id: UUID
-    category: str
-    version: int
-    image_score: float = Field(description="the highest score of a window that shows the image")
-    threshold: float = Field(description="image scores above it are defective")
-    pixel_threshold: float = Field(description="the anomaly map's values above it form regions")
-    p_value: float = Field(description="share of good parts at least as anomalous (split conformal)")
-    verdict: Verdict
-    regions: tuple[Region, ...] = Field(
-        description=f"the highest peak first; of more than {MAX_REGIONS}, those with the highest peaks"
-    )
-    image: ImageSize
-    times: Times
-    score_map: list[list[float]] | None = Field(
-        default=None, description="score of every window, padding included, if asked for"
-    )
-
-
 class PngResponse(Response):
     media_type = "image/png"
 
@@ -138,23 +98,7 @@ class PngResponse(Response):
 async def score(category: str, query: Annotated[ScoreQuery, Query()], request: Request) -> Score:
     """Score one image, sent as the multipart field `image` or as the request's body."""
     inspection = await inspect_upload(request, category, query, "score")
-    served, prediction = inspection.served, inspection.prediction
-    operating_point = served.detector.operating_point
-    height, width = inspection.image.shape[:2]
-    return Score(
-        id=inspection.id,
-        category=category,
-        version=served.version,
-        image_score=prediction.image_score,
-        threshold=operating_point.image_threshold,
-        pixel_threshold=operating_point.pixel_threshold,
-        p_value=prediction.p_value,
-        verdict=prediction.verdict,
-        regions=prediction.regions,
-        image=ImageSize(width=width, height=height),
-        times=Times(**{stage: round(1000 * seconds, 3) for stage, seconds in inspection.seconds.items()}),
-        score_map=prediction.score_map.tolist() if query.map else None,
-    )
+    return score_of(inspection, with_map=query.map)
 
 
 _HEADERS = {

@@ -1,0 +1,77 @@
+"""An inspection as it is told: to who asked for the score, and to who is told of results as they come."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+
+from models.prediction import Region, Verdict
+from models.regions import MAX_REGIONS
+from service.inspection import Inspection
+
+
+class ImageSize(BaseModel):
+    """Size of the image as displayed, after its EXIF orientation."""
+
+    width: int
+    height: int
+
+
+class Times(BaseModel):
+    """Milliseconds by stage."""
+
+    upload: float = Field(description="reading the request's body")
+    decode: float = Field(description="decoding the image, the wait for a decoder included")
+    queue: float = Field(description="waiting for the worker")
+    score: float = Field(description="on the worker")
+    total: float = Field(description="from the request's head to the score")
+
+
+class Score(BaseModel):
+    """One inspection. Scores: higher is more anomalous. Regions are in pixels of the image as displayed."""
+
+    id: UUID
+    category: str
+    version: int
+    image_score: float = Field(description="the highest score of a window that shows the image")
+    threshold: float = Field(description="image scores above it are defective")
+    pixel_threshold: float = Field(description="the anomaly map's values above it form regions")
+    p_value: float = Field(description="share of good parts at least as anomalous (split conformal)")
+    verdict: Verdict
+    regions: tuple[Region, ...] = Field(
+        description=f"the highest peak first; of more than {MAX_REGIONS}, those with the highest peaks"
+    )
+    image: ImageSize
+    times: Times
+    score_map: list[list[float]] | None = Field(
+        default=None, description="score of every window, padding included, if asked for"
+    )
+
+
+def score_of(inspection: Inspection, *, with_map: bool = False) -> Score:
+    """The score of an inspection, with the score map if that is asked for."""
+    served, prediction = inspection.served, inspection.prediction
+    operating_point = served.detector.operating_point
+    height, width = inspection.image.shape[:2]
+    return Score(
+        id=inspection.id,
+        category=served.category,
+        version=served.version,
+        image_score=prediction.image_score,
+        threshold=operating_point.image_threshold,
+        pixel_threshold=operating_point.pixel_threshold,
+        p_value=prediction.p_value,
+        verdict=prediction.verdict,
+        regions=prediction.regions,
+        image=ImageSize(width=width, height=height),
+        times=_times(inspection),
+        score_map=prediction.score_map.tolist() if with_map else None,
+    )
+
+
+def _times(inspection: Inspection) -> Times:
+    stages = {stage: round(1000 * seconds, 3) for stage, seconds in inspection.seconds.items()}
+    if "explain" in stages:  # the explanation scores as well
+        stages["score"] = stages.pop("explain")
+    return Times(**stages)
