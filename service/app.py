@@ -20,11 +20,12 @@ from service.browsers import BrowserGuard
 from service.drift import Drift
 from service.errors import install_error_handlers
 from service.inspection import Service
-from service.keys import Keyring
+from service.keyring import Keyring
 from service.middleware import RequestMiddleware
 from service.openapi import extend_openapi
 from service.records.sink import open_records
 from service.registry import Registry
+from service.sealing import Seal, find_seal
 from service.security import Access
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -37,7 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         SettingsError: the keys cannot be read, or inspections not be recorded.
     """
-    keyring = None if settings.keys is None else Keyring(settings.keys)
+    keyring = None if settings.keys is None else Keyring(settings.keys, _seal(settings))
     telemetry = Telemetry()
     worker = Worker(settings.queue_size)
     records = open_records(settings, telemetry)
@@ -87,6 +88,11 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (scoring.router, categories.router, drift_api.router, health.router, oip.router, lookout.router):
         app.include_router(router)
     return app
+
+
+def _seal(settings: Settings) -> Seal | None:
+    key = None if settings.secret_key is None else settings.secret_key.get_secret_value()
+    return find_seal(key, settings.secret_key_file)
 
 
 def _add_middleware(app: FastAPI, settings: Settings, telemetry: Telemetry) -> None:

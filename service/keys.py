@@ -1,35 +1,28 @@
 """The file of API keys: who holds which, without the keys themselves.
 
 A key is 256 random bits, so nobody can search for the one behind a hash, however fast the hash: SHA-256 keeps it as
-safe as the slow hashes do that passwords need, and costs a request microseconds.
+safe as the slow hashes do that passwords need, and costs a request microseconds. A signature of AWS's kind cannot be
+checked by a hash: the secrets of such keys are in the file encrypted.
 """
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
-import hmac
-import logging
 import os
-import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from models.artifact import sync_folder
+from service.sealing import Seal
 from service.security import Scope
 from service.settings import SettingsError
-
-_REFRESH_S = 1
-_FORMAT = re.compile(r"plumb_([0-9a-f]{12})_[0-9a-f]{64}")
-
-_log = logging.getLogger("plumbline.keys")
 
 Id = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@ -]{0,63}$")]
@@ -40,11 +33,10 @@ class KeysError(SettingsError):
 
 
 class KeyRecord(BaseModel):
-    """What the file holds of a key.
+    """What the file holds of a key of any kind.
 
     Attributes:
         name: of who holds it; two keys may share it while one replaces the other.
-        sha256: of the whole key.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,7 +47,6 @@ class KeyRecord(BaseModel):
     created: AwareDatetime
     expires: AwareDatetime | None = None
     revoked: AwareDatetime | None = None
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
     def obstacle(self) -> str | None:
         """Why the key is not accepted now; None where it is."""
@@ -66,70 +57,36 @@ class KeyRecord(BaseModel):
         return None
 
 
+class BearerKey(KeyRecord):
+    """A key that its holder sends with each request; the file has its SHA-256."""
+
+    kind: Literal["bearer"] = "bearer"
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class AwsKey(KeyRecord):
+    """A key that its holder signs requests with, as clients of AWS do; the file has its secret encrypted."""
+
+    kind: Literal["aws"] = "aws"
+    sealed_secret: str
+
+    @property
+    def access_key_id(self) -> str:
+        """What a client calls the key."""
+        return access_key_id(self.id)
+
+
+Key = Annotated[BearerKey | AwsKey, Field(discriminator="kind")]
+
+
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    keys: tuple[KeyRecord, ...] = ()
+    keys: tuple[Key, ...] = ()
 
 
-class Keyring:
-    """The keys of a file, as a running service has them.
-
-    Raises:
-        KeysError: the file cannot be read, or holds no key.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp = _stamp(path)
-        self._keys = _by_id(read_keys(path))
-        if not self._keys:
-            raise KeysError(f"{path} holds no key; make one: plumbline keys create NAME --scope score --keys {path}")
-
-    def find(self, key: str) -> KeyRecord | None:
-        """The record of a key, in a time that does not tell how much of it was right; None if there is none."""
-        match = _FORMAT.fullmatch(key)
-        record = self._keys.get(match[1]) if match else None
-        given = sha256(key.encode()).hexdigest()
-        same = hmac.compare_digest(given, record.sha256 if record else "0" * 64)
-        return record if same else None
-
-    @asynccontextmanager
-    async def followed(self) -> AsyncIterator[None]:
-        """While the block runs, take up what changes in the file, within about a second."""
-        task = asyncio.create_task(self._follow())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-    async def _follow(self) -> None:
-        failed: str | None = None
-        while True:
-            await asyncio.sleep(_REFRESH_S)
-            try:
-                await asyncio.to_thread(self._refresh)
-                failed = None
-            except KeysError as error:
-                # Stopping a line because somebody's editor made a mistake helps nobody; who revokes reads this.
-                if failed != str(error):
-                    failed = str(error)
-                    _log.error("keys not read again; those before still hold", extra={"fields": {"reason": failed}})
-
-    def _refresh(self) -> None:
-        if (stamp := _stamp(self._path)) == self._stamp:
-            return
-        before, after = self._keys, _by_id(read_keys(self._path))
-        self._keys, self._stamp = after, stamp
-        changed = sorted(id for id in before.keys() | after.keys() if before.get(id) != after.get(id))
-        accepted = sum(record.obstacle() is None for record in after.values())
-        _log.info("keys changed", extra={"fields": {"keys": changed, "accepted": accepted}})
-
-
-def read_keys(path: Path) -> tuple[KeyRecord, ...]:
+def read_keys(path: Path) -> tuple[BearerKey | AwsKey, ...]:
     """All keys of a file, oldest first.
 
     Raises:
@@ -150,7 +107,7 @@ def read_keys(path: Path) -> tuple[KeyRecord, ...]:
 
 def create_key(
     path: Path, name: str, scopes: tuple[Scope, ...], lifetime: timedelta | None = None
-) -> tuple[KeyRecord, str]:
+) -> tuple[BearerKey, str]:
     """Add a key to a file, which is made if it is not there.
 
     Returns:
@@ -159,27 +116,35 @@ def create_key(
     Raises:
         KeysError: the file cannot be read or written, or the name is not acceptable.
     """
-    now = datetime.now(UTC).replace(microsecond=0)
     id = secrets.token_hex(6)
     key = f"plumb_{id}_{secrets.token_hex(32)}"
-    try:
-        record = KeyRecord(
-            id=id,
-            name=name,
-            scopes=tuple(sorted(set(scopes))),
-            created=now,
-            expires=None if lifetime is None else now + lifetime,
-            sha256=sha256(key.encode()).hexdigest(),
-        )
-    except ValidationError as error:
-        raise KeysError(
-            f"{name!r} is no name for a key; use up to 64 letters, digits, spaces and . _ @ -, a letter or digit first"
-        ) from error
+    with _name_checked(name):
+        record = BearerKey(**_common(id, name, scopes, lifetime), sha256=sha256(key.encode()).hexdigest())
     _change(path, lambda keys: (*keys, record))
     return record, key
 
 
-def revoke_key(path: Path, id: str) -> KeyRecord:
+def create_aws_key(
+    path: Path, name: str, scopes: tuple[Scope, ...], seal: Seal, lifetime: timedelta | None = None
+) -> tuple[AwsKey, str]:
+    """Add a key for clients that sign requests as AWS's do; as ``create_key``, but gives its secret.
+
+    Args:
+        seal: encrypts the secret in the file.
+    """
+    secret = secrets.token_urlsafe(30)
+    with _name_checked(name):
+        record = AwsKey(**_common(secrets.token_hex(6), name, scopes, lifetime), sealed_secret=seal.close(secret))
+    _change(path, lambda keys: (*keys, record))
+    return record, secret
+
+
+def access_key_id(id: str) -> str:
+    """What a client of AWS calls the key of an id: at least 16 capital letters and digits."""
+    return f"PLUMB{id.upper()}"
+
+
+def revoke_key(path: Path, id: str) -> BearerKey | AwsKey:
     """Revoke a key; its record stays, for whoever asks later who it was.
 
     Raises:
@@ -187,8 +152,8 @@ def revoke_key(path: Path, id: str) -> KeyRecord:
     """
     read_keys(path)  # an absent file is not made by this
 
-    def revoked(keys: tuple[KeyRecord, ...]) -> tuple[KeyRecord, ...]:
-        record = _by_id(keys).get(id)
+    def revoked(keys: tuple[BearerKey | AwsKey, ...]) -> tuple[BearerKey | AwsKey, ...]:
+        record = by_id(keys).get(id)
         if record is None:
             raise KeysError(f"{path} has no key with the id {id!r}; 'plumbline keys list' shows them")
         if record.revoked is not None:
@@ -196,10 +161,28 @@ def revoke_key(path: Path, id: str) -> KeyRecord:
         now = datetime.now(UTC).replace(microsecond=0)
         return tuple(key.model_copy(update={"revoked": now}) if key.id == id else key for key in keys)
 
-    return _by_id(_change(path, revoked))[id]
+    return by_id(_change(path, revoked))[id]
 
 
-def _change(path: Path, change: Callable[[tuple[KeyRecord, ...]], tuple[KeyRecord, ...]]) -> tuple[KeyRecord, ...]:
+def _common(id: str, name: str, scopes: tuple[Scope, ...], lifetime: timedelta | None) -> dict[str, Any]:
+    now = datetime.now(UTC).replace(microsecond=0)
+    expires = None if lifetime is None else now + lifetime
+    return {"id": id, "name": name, "scopes": tuple(sorted(set(scopes))), "created": now, "expires": expires}
+
+
+@contextmanager
+def _name_checked(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise KeysError(
+            f"{name!r} is no name for a key; use up to 64 letters, digits, spaces and . _ @ -, a letter or digit first"
+        ) from error
+
+
+def _change(
+    path: Path, change: Callable[[tuple[BearerKey | AwsKey, ...]], tuple[BearerKey | AwsKey, ...]]
+) -> tuple[BearerKey | AwsKey, ...]:
     """Replace a file's keys as one step: a reader finds all the old ones or all the new."""
     try:
         with _locked(path.parent):
@@ -235,14 +218,6 @@ def _replace(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What tells one state of a file from another; None where it cannot be seen."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return state.st_ino, state.st_mtime_ns, state.st_size
-
-
-def _by_id(keys: tuple[KeyRecord, ...]) -> dict[str, KeyRecord]:
+def by_id(keys: tuple[BearerKey | AwsKey, ...]) -> dict[str, BearerKey | AwsKey]:
+    """The same by their ids."""
     return {record.id: record for record in keys}

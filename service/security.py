@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Security
@@ -12,9 +15,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
 from service.errors import FORBIDDEN, UNAUTHENTICATED, ErrorShape, ProblemError, document_problems
+from service.sigv4 import ALGORITHM, SignatureError, SignedRequest, check_signature, read_signature
 
 if TYPE_CHECKING:
-    from service.keys import Keyring
+    from service.keyring import Keyring
+    from service.keys import KeyRecord
 
 _REALM = 'Bearer realm="plumbline"'
 _HINT = "send one as 'Authorization: Bearer KEY' ('plumbline keys create' makes them)"
@@ -69,9 +74,40 @@ class Access:
         record = self.keyring.find(key)
         if record is None:
             raise _unauthenticated(f"the key is not known; {_HINT}", f'{_REALM}, error="invalid_token"')
+        return self._admitted(record, f'{_REALM}, error="invalid_token"')
+
+    async def identify_signer(
+        self, request: SignedRequest, service: str, body: Callable[[], Awaitable[bytes]]
+    ) -> Caller:
+        """The caller who signed a request as clients of AWS do. Reads the body only once the rest is in order.
+
+        Args:
+            service: the name that it must be signed for.
+            body: reads the body.
+
+        Raises:
+            ProblemError: it is not signed, or by a key that is not accepted.
+        """
+        if self.keyring is None:
+            return ANONYMOUS
+        try:
+            signature = read_signature(request, service, datetime.now(UTC))
+            found = self.keyring.secret(signature.access_key_id)
+            if found is None:
+                raise SignatureError(
+                    "the access key id is not known; 'plumbline keys create NAME --kind aws' makes them"
+                )
+            record, secret = found
+            digest = await asyncio.to_thread(sha256, await body())
+            check_signature(request, signature, secret, digest.hexdigest())
+        except SignatureError as error:
+            raise _unauthenticated(str(error), ALGORITHM) from error
+        return self._admitted(record, ALGORITHM)
+
+    def _admitted(self, record: KeyRecord, challenge: str) -> Caller:
+        """The holder of a key, who has shown to hold it and so may learn why it is not accepted."""
         if (obstacle := record.obstacle()) is not None:
-            # Only who holds the key learns this.
-            raise _unauthenticated(f"{obstacle}; {_HINT}", f'{_REALM}, error="invalid_token"')
+            raise _unauthenticated(f"{obstacle}; 'plumbline keys create' makes a new one", challenge)
         return Caller(record.name, frozenset(record.scopes))
 
 
@@ -88,33 +124,45 @@ def requires(*scopes: Scope) -> Callable[..., Awaitable[None]]:
     """
 
     async def check(request: Request, sent: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> None:
-        caller = identified(request, None if sent is None else sent.credentials)
-        if scopes and caller.scopes.isdisjoint(scopes):
-            wanted = " or ".join(scopes)
-            challenge = f'{_REALM}, error="insufficient_scope", scope="{" ".join(scopes)}"'
-            raise ProblemError(
-                FORBIDDEN,
-                f"{caller.name} may not do this: the key lacks the scope {wanted}; 'plumbline keys create NAME --scope "
-                f"{scopes[0]}' makes one that has it",
-                {"WWW-Authenticate": challenge},
-            )
+        caller: Caller | None = getattr(request.state, "caller", None)
+        if caller is None:  # the first of the dependencies that ask
+            caller = access_of(request).identify(None if sent is None else sent.credentials)
+        _let_in(request, caller, scopes)
 
     return check
 
 
-def identified(request: Request, key: str | None) -> Caller:
-    """The caller of a request, told once however many dependencies ask.
+async def requires_signature(
+    request: Request, service: str, scopes: tuple[Scope, ...], body: Callable[[], Awaitable[bytes]]
+) -> None:
+    """Let only those in who signed the request as clients of AWS do and have one of the scopes.
+
+    Leaves the caller in ``request.state.caller``. Where the service asks for no keys, everybody passes.
+
+    Args:
+        service: the name that it must be signed for, such as ``lookoutvision``.
+        body: reads the body; called once at most, and only after what costs less was found in order.
 
     Raises:
-        ProblemError: as ``Access.identify``.
+        ProblemError: ``UNAUTHENTICATED`` or ``FORBIDDEN``.
     """
-    if (known := getattr(request.state, "caller", None)) is not None:
-        caller: Caller = known
-        return caller
-    caller = access_of(request).identify(key)
+    headers = tuple((name.lower(), value) for name, value in request.headers.items())
+    path, query = request.scope["raw_path"].decode("latin-1"), request.scope["query_string"].decode("latin-1")
+    signed = SignedRequest(request.method, path, query, headers)
+    _let_in(request, await access_of(request).identify_signer(signed, service, body), scopes)
+
+
+def _let_in(request: Request, caller: Caller, scopes: tuple[Scope, ...]) -> None:
     request.state.caller = caller
     request.state.log["caller"] = caller.name
-    return caller
+    if scopes and caller.scopes.isdisjoint(scopes):
+        wanted = " or ".join(scopes)
+        raise ProblemError(
+            FORBIDDEN,
+            f"{caller.name} may not do this: the key lacks the scope {wanted}; 'plumbline keys create NAME --scope "
+            f"{scopes[0]}' makes one that has it",
+            {"WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="{" ".join(scopes)}"'},
+        )
 
 
 def document_security(operation: dict[str, Any], shape: ErrorShape | None) -> None:

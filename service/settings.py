@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.images import DEFAULT_MAX_PIXELS
@@ -37,6 +38,10 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         default=False, description="ask nobody for a key, even where the address is not of this machine alone"
     )
+    secret_key: SecretStr | None = Field(
+        default=None, description="encrypts the secrets of keys of the kind aws; in the environment alone"
+    )
+    secret_key_file: Path | None = Field(default=None, description="file that holds it instead")
     allowed_hosts: Names = Field(
         default=(),
         description="host names that the service answers as besides localhost and IP addresses, with commas between; "
@@ -109,11 +114,13 @@ class Settings(BaseSettings):
         return origins
 
     @model_validator(mode="after")
-    def _keys_or_nobody(self) -> Self:
+    def _one_of_two(self) -> Self:
         if self.keys is not None and self.allow_anonymous:
             raise ValueError(
                 f"{_named('keys')} and {_named('allow_anonymous')} are both set; keep the one that is meant"
             )
+        if self.secret_key is not None and self.secret_key_file is not None:
+            raise ValueError(f"PLUMBLINE_SECRET_KEY and {_named('secret_key_file')} are both set; keep one")
         return self
 
     @model_validator(mode="after")
@@ -136,6 +143,11 @@ class Settings(BaseSettings):
     @classmethod
     def _any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
+
+
+def command_line_settings() -> dict[str, FieldInfo]:
+    """The settings that may stand on a command line: all but secrets, since any user of the machine can read it."""
+    return {name: field for name, field in Settings.model_fields.items() if name != "secret_key"}
 
 
 def load_settings(**options: Any) -> Settings:

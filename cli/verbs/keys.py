@@ -8,10 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.errors import UsageError
 from cli.options import add_json, positive_integer
 
 if TYPE_CHECKING:
-    from service.keys import KeyRecord
+    from service.keys import AwsKey, BearerKey
+    from service.security import Scope
 
 _MOST_DAYS = 36_500
 
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("create", _create, "make a key, and print it this once"),
         ("list", _list, "every key: its id, who holds it, what it allows"),
         ("revoke", _revoke, "have a key refused from now on"),
+        ("new-secret", _new_secret, "print a new secret key, which encrypts the secrets of keys of the kind aws"),
     ):
         sub = verbs.add_parser(name, help=help_line, description=help_line)
         if action is _create:
@@ -36,9 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 default=[],
                 help="what it allows, once for each; none implies another; without any: to read what every caller may",
             )
+            sub.add_argument(
+                "--kind",
+                choices=("bearer", "aws"),
+                default="bearer",
+                help="bearer: callers send the key; aws: they sign with it, as AWS's SDKs do (default: %(default)s)",
+            )
+            sub.add_argument(
+                "--secret-key-file",
+                type=Path,
+                default=os.environ.get("PLUMBLINE_SECRET_KEY_FILE") or None,
+                help="encrypts the secret of a key of the kind aws (default: PLUMBLINE_SECRET_KEY)",
+            )
             sub.add_argument("--expires", type=_days, metavar="DAYS", help="after so many days")
         if action is _revoke:
             sub.add_argument("id", metavar="ID", help="of the key, as 'plumbline keys list' shows it")
+        if action is _new_secret:
+            add_json(sub)
+            sub.set_defaults(action=action)
+            continue
         sub.add_argument(
             "--keys",
             type=Path,
@@ -67,11 +86,42 @@ def _create(options: argparse.Namespace) -> dict[str, Any]:
     from service.security import Scope
 
     lifetime = timedelta(days=options.expires) if options.expires else None
-    record, key = create_key(options.keys, options.name, tuple(map(Scope, options.scope)), lifetime)
+    scopes = tuple(map(Scope, options.scope))
+    if options.kind == "aws":
+        return _create_aws(options, scopes, lifetime)
+    record, key = create_key(options.keys, options.name, scopes, lifetime)
     print(_line(record))
     if not options.json:
         print(f"{key}\nThis is the only time it is shown. Callers send it as 'Authorization: Bearer KEY'.")
     return {**_facts(record), "key": key}
+
+
+def _create_aws(options: argparse.Namespace, scopes: tuple[Scope, ...], lifetime: timedelta | None) -> dict[str, Any]:
+    from service.keys import create_aws_key
+    from service.sealing import find_seal
+
+    file = options.secret_key_file
+    seal = find_seal(os.environ.get("PLUMBLINE_SECRET_KEY"), None if file is None else Path(file))
+    if seal is None:
+        raise UsageError(
+            "a key of the kind aws needs a secret key to encrypt it: set PLUMBLINE_SECRET_KEY or give "
+            "--secret-key-file; 'plumbline keys new-secret' prints one"
+        )
+    record, secret = create_aws_key(options.keys, options.name, scopes, seal, lifetime)
+    print(_line(record))
+    if not options.json:
+        print(f"aws_access_key_id={record.access_key_id}\naws_secret_access_key={secret}")
+        print("This is the only time the secret is shown.")
+    return {**_facts(record), "aws_access_key_id": record.access_key_id, "aws_secret_access_key": secret}
+
+
+def _new_secret(options: argparse.Namespace) -> dict[str, Any]:
+    from service.sealing import new_secret_key
+
+    key = new_secret_key()
+    if not options.json:
+        print(key)
+    return {"secret_key": key}
 
 
 def _list(options: argparse.Namespace) -> dict[str, Any]:
@@ -91,10 +141,10 @@ def _revoke(options: argparse.Namespace) -> dict[str, Any]:
     return _facts(record)
 
 
-def _line(record: KeyRecord) -> str:
+def _line(record: BearerKey | AwsKey) -> str:
     state = record.obstacle() or (f"until {record.expires:%Y-%m-%d}" if record.expires else "no end")
-    return f"{record.id}  {record.name:24} {','.join(record.scopes) or '-':20} {state}"
+    return f"{record.id}  {record.kind:6}  {record.name:24} {','.join(record.scopes) or '-':20} {state}"
 
 
-def _facts(record: KeyRecord) -> dict[str, Any]:
-    return record.model_dump(mode="json", exclude={"sha256"})
+def _facts(record: BearerKey | AwsKey) -> dict[str, Any]:
+    return record.model_dump(mode="json", exclude={"sha256", "sealed_secret"})

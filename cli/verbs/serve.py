@@ -10,9 +10,9 @@ from cli.options import add_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments: the service's settings."""
-    from service.settings import Settings
+    from service.settings import command_line_settings
 
-    for name, field in Settings.model_fields.items():
+    for name, field in command_line_settings().items():
         option = f"--{name.replace('_', '-')}"
         if field.annotation is bool:
             parser.add_argument(option, action="store_const", const=True, help=field.description)
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Serve until stopped."""
     from service.server import run as serve
-    from service.settings import Settings, load_settings
+    from service.settings import command_line_settings, load_settings
 
-    serve(load_settings(**{name: getattr(options, name) for name in Settings.model_fields}))
+    serve(load_settings(**{name: getattr(options, name) for name in command_line_settings()}))
     return {"stopped": True}

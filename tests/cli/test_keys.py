@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from service.keys import Keyring
+from service.keyring import Keyring
+from service.sealing import Seal
 from tests.cli.conftest import Run
 
 
@@ -40,6 +41,27 @@ def test_create_list_revoke(run: Run, file: Path) -> None:
     found = Keyring(file).find(key)
     assert found is not None
     assert found.obstacle() is not None
+
+
+def test_key_to_sign_with(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("PLUMBLINE_SECRET_KEY", raising=False)
+    monkeypatch.delenv("PLUMBLINE_SECRET_KEY_FILE", raising=False)
+    create = ("keys", "create", "old line", "--kind", "aws", "--scope", "score", "--keys", file, "--json")
+    run(*create).assert_refused(2, "PLUMBLINE_SECRET_KEY", "plumbline keys new-secret")
+    assert not file.exists()
+    secret_key = run("keys", "new-secret").output
+    (tmp_path / "secret.key").write_text(secret_key)
+    by_file = run(*create, "--secret-key-file", tmp_path / "secret.key")
+    monkeypatch.setenv("PLUMBLINE_SECRET_KEY", secret_key.strip())
+    by_environment = run(*create)
+    keyring = Keyring(file, Seal(secret_key, "here"))
+    for made in (by_file, by_environment):
+        secret = made.result["aws_secret_access_key"]
+        found = keyring.secret(made.result["aws_access_key_id"])
+        assert found is not None
+        assert (found[0].name, found[1]) == ("old line", secret)
+        assert "sealed_secret" not in made.result
+    assert "aws" in run("keys", "list", "--keys", file).output
 
 
 def test_file_of_the_environment(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

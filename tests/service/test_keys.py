@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.keys import Keyring, KeysError, create_key, read_keys, revoke_key
+from service.keyring import Keyring
+from service.keys import KeysError, create_key, read_keys, revoke_key
 from service.security import Scope
 from tests.service.conftest import Serve
 from tests.service.support import wait_until
@@ -35,7 +36,7 @@ def test_key_is_not_in_the_file_and_only_the_owner_reads_it(file: Path) -> None:
 
 
 def test_other_keys_are_not_found(file: Path) -> None:
-    _, key = create_key(file, "line-3", (Scope.SCORE,))
+    record, key = create_key(file, "line-3", (Scope.SCORE,))
     _, other = create_key(file, "line-4", (Scope.SCORE,))
     prefix, id, secret = key.split("_")
     wrong = secret[:-1] + ("0" if secret[-1] != "0" else "1")
@@ -51,7 +52,7 @@ def test_other_keys_are_not_found(file: Path) -> None:
         secret,
         "",
         "ü",
-        read_keys(file)[0].sha256,
+        record.sha256,
     ):
         assert keyring.find(candidate) is None
     assert keyring.find(key) is not None
@@ -92,7 +93,8 @@ def test_changes_at_the_same_time_are_all_kept(file: Path) -> None:
         ("", "EOF"),
         ("[]", "object"),
         ('{"format": 2}', "format"),
-        ('{"keys": [{"id": "x"}]}', r"keys\.0\.id"),
+        ('{"keys": [{"id": "x"}]}', r"keys\.0.*kind"),
+        ('{"keys": [{"kind": "bearer", "id": "x"}]}', r"keys\.0\.bearer\.id"),
         ('{"format": 1, "secret": 1}', "secret"),
     ],
 )

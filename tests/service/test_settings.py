@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from service.server import run
-from service.settings import SettingsError, load_settings
+from service.settings import SettingsError, command_line_settings, load_settings
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -56,6 +56,15 @@ def test_models_must_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PLUMBLINE_MODELS", raising=False)
     with pytest.raises(SettingsError, match=r"PLUMBLINE_MODELS \(--models\) is not set"):
         load_settings()
+
+
+def test_secret_key_is_of_the_environment_and_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUMBLINE_SECRET_KEY", "not to be seen")
+    assert "not to be seen" not in repr(load_settings(models=tmp_path))
+    assert "secret_key" not in command_line_settings()
+    with pytest.raises(SettingsError, match="both set") as caught:
+        load_settings(models=tmp_path, secret_key_file=tmp_path / "secret.key")
+    assert "not to be seen" not in str(caught.value)
 
 
 def test_unknown_option(tmp_path: Path) -> None:

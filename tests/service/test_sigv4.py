@@ -1,0 +1,261 @@
+"""AWS Signature Version 4, against botocore's own signer and a boto3 client."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import httpx
+import pytest
+import uvicorn
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+from botocore.exceptions import ClientError
+from fastapi import FastAPI, Request
+
+from service.errors import install_error_handlers
+from service.keyring import Keyring
+from service.keys import KeysError, create_aws_key, create_key, read_keys, revoke_key
+from service.middleware import RequestMiddleware
+from service.sealing import Seal, find_seal, new_secret_key
+from service.security import Access, Scope, requires_signature
+from service.settings import SettingsError
+from service.sigv4 import SignatureError, SignedRequest, check_signature, read_signature
+from service.telemetry import Telemetry
+from tests.service.support import assert_problem, post_head, wait_until
+
+SERVICE = "lookoutvision"
+ID, SECRET = "PLUMB0123456789AB", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
+PATH = "/2020-11-20/projects/plate/models/1/detect"
+URL = f"http://line-3.plant:8000{PATH}"
+BODY = b"\x89PNG and so on"
+
+
+def signed(
+    url: str = URL, body: bytes = BODY, method: str = "POST", headers: dict[str, str] | None = None, **options: Any
+) -> SignedRequest:
+    """What a client of AWS sends."""
+    request = sign(url, body, method, headers or {"Content-Type": "image/png"}, **options)
+    parts = urlsplit(url)
+    sent = {"host": parts.netloc, **{name.lower(): value for name, value in request.headers.items()}}
+    return SignedRequest(method, parts.path, parts.query, tuple(sent.items()))
+
+
+def sign(
+    url: str,
+    body: bytes,
+    method: str,
+    headers: dict[str, str],
+    *,
+    id: str = ID,
+    secret: str = SECRET,
+    service: str = SERVICE,
+    region: str = "eu-central-1",
+) -> AWSRequest:
+    request = AWSRequest(method=method, url=url, data=body, headers=headers)
+    SigV4Auth(Credentials(id, secret), service, region).add_auth(request)
+    return request
+
+
+def changed(request: SignedRequest, name: str, value: str | None) -> SignedRequest:
+    headers = tuple((given, text) for given, text in request.headers if given != name)
+    added = () if value is None else ((name, value),)
+    return SignedRequest(request.method, request.path, request.query, headers + added)
+
+
+def check(request: SignedRequest, body: bytes = BODY, secret: str = SECRET, now: datetime | None = None) -> None:
+    signature = read_signature(request, SERVICE, now or datetime.now(UTC))
+    assert signature.access_key_id == ID
+    check_signature(request, signature, secret, sha256(body).hexdigest())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="detect"),
+        pytest.param({"body": b""}, id="empty body"),
+        pytest.param({"url": f"{URL}?b=2&a=1&a=0&empty=&flag&c=%2Fx%20y"}, id="query"),
+        pytest.param({"url": "http://127.0.0.1/projects/a%20b%2Fc~-_.%C3%A9/detect"}, id="encoded path"),
+        pytest.param({"headers": {"Content-Type": " image/png ;   a=b", "X-Amz-Meta": "two  spaces"}}, id="spaces"),
+        pytest.param({"headers": {"X-Amz-Content-SHA256": sha256(BODY).hexdigest()}}, id="declared hash"),
+        pytest.param({"method": "GET", "region": "us-east-1"}, id="other region"),
+    ],
+)
+def test_what_botocore_signs_is_accepted(options: dict[str, Any]) -> None:
+    check(signed(**options), body=options.get("body", BODY))
+
+
+def test_every_part_counts() -> None:
+    request = signed()
+    check(request)
+    signature = request.header("authorization")
+    for wrong in (
+        SignedRequest("PUT", request.path, request.query, request.headers),
+        SignedRequest(request.method, PATH.replace("plate", "plait"), request.query, request.headers),
+        SignedRequest(request.method, request.path, "a=1", request.headers),
+        changed(request, "host", "evil.example"),
+        changed(request, "content-type", "image/jpeg"),
+        changed(request, "authorization", signature.replace("eu-central-1", "eu-central-2")),
+        changed(request, "authorization", signature[:-1] + ("0" if signature[-1] != "0" else "1")),
+    ):
+        with pytest.raises(SignatureError, match="does not match the request"):
+            check(wrong)
+    with pytest.raises(SignatureError, match="does not match the request"):
+        check(request, body=BODY + b"x")
+    with pytest.raises(SignatureError, match="does not match the request"):
+        check(request, secret=SECRET[:-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("authorization", None, "is not signed"),
+        ("authorization", "", "is not signed"),
+        ("authorization", "Bearer x", "is none of AWS4-HMAC-SHA256"),
+        ("authorization", "AWS4-HMAC-SHA256 Credential=x", "is none of"),
+        ("x-amz-date", None, "X-Amz-Date is absent"),
+        ("x-amz-date", "yesterday", "X-Amz-Date is absent or not"),
+        ("x-amz-date", "20010101T000000Z", "another day"),
+        ("x-amz-security-token", "unsigned", "leaves out x-amz-security-token"),
+    ],
+)
+def test_not_signed_as_it_must_be(name: str, value: str | None, reason: str) -> None:
+    with pytest.raises(SignatureError, match=reason):
+        check(changed(signed(), name, value))
+
+
+def test_unsigned_body_and_foreign_service_are_refused() -> None:
+    with pytest.raises(SignatureError, match="unsigned bodies"):
+        check(signed(headers={"X-Amz-Content-SHA256": "UNSIGNED-PAYLOAD"}))
+    with pytest.raises(SignatureError, match="service 's3', not for 'lookoutvision'"):
+        check(signed(service="s3"))
+    request = signed()
+    without_host = changed(request, "authorization", request.header("authorization").replace(";host", ""))
+    with pytest.raises(SignatureError, match="leaves out host"):
+        check(without_host)
+
+
+@pytest.mark.parametrize("minutes", [-6, 6])
+def test_clock_skew_is_told(minutes: int) -> None:
+    with pytest.raises(SignatureError, match=r"clock skew: .* may differ by 5 minutes"):
+        check(signed(), now=datetime.now(UTC) + timedelta(minutes=minutes))
+    check(signed(), now=datetime.now(UTC) + timedelta(minutes=minutes / 2))
+
+
+class TestSealing:
+    """Secrets in the file of keys."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        return tmp_path / "keys.json"
+
+    def test_secret_is_encrypted_and_opened_again(self, file: Path) -> None:
+        seal = Seal(new_secret_key(), "here")
+        record, secret = create_aws_key(file, "old line", (Scope.SCORE,), seal)
+        create_key(file, "line-3", ())
+        assert secret not in file.read_text()
+        assert Keyring(file, seal).secret(record.access_key_id) == (record, secret)
+        assert Keyring(file, seal).secret(record.id) is None
+        assert Keyring(file, seal).find(secret) is None
+        assert len(read_keys(file)) == 2
+
+    def test_other_or_no_secret_key(self, file: Path) -> None:
+        create_aws_key(file, "old line", (), Seal(new_secret_key(), "here"))
+        with pytest.raises(KeysError, match="PLUMBLINE_SECRET_KEY"):
+            Keyring(file)
+        with pytest.raises(KeysError, match="cannot be decrypted: it was not encrypted with the key in there"):
+            Keyring(file, Seal(new_secret_key(), "there"))
+
+    def test_secret_key_in_a_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "secret.key"
+        with pytest.raises(SettingsError, match="cannot be read"):
+            find_seal(None, path)
+        path.write_text("too short\n")
+        with pytest.raises(SettingsError, match=r"secret\.key is no secret key of 32 bytes"):
+            find_seal(None, path)
+        path.write_text(f"{new_secret_key()}\n")
+        assert find_seal(None, path) is not None
+        assert find_seal("", None) is None
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    file, seal = tmp_path_factory.mktemp("keys") / "keys.json", Seal(new_secret_key(), "here")
+    made = {
+        "scorer": create_aws_key(file, "scorer", (Scope.SCORE,), seal),
+        "reviewer": create_aws_key(file, "reviewer", (Scope.REVIEW,), seal),
+        "former": create_aws_key(file, "former", (Scope.SCORE,), seal),
+    }
+    revoke_key(file, made["former"][0].id)
+    return SimpleNamespace(keyring=Keyring(file, seal), **made)
+
+
+@pytest.fixture(scope="module")
+def url(keys: Any) -> Iterator[str]:
+    app = FastAPI()
+    app.state.access = Access(keys.keyring)
+    app.add_middleware(RequestMiddleware, telemetry=Telemetry())
+    install_error_handlers(app, {})
+
+    @app.post("/2020-11-20/projects/{project}/models/{version}/detect")
+    async def detect(project: str, version: str, request: Request) -> dict[str, Any]:
+        await requires_signature(request, SERVICE, (Scope.SCORE,), request.body)
+        return {"DetectAnomalyResult": {"IsAnomalous": request.state.caller.name == "scorer"}}
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def detect_by_boto3(url: str, id: str, secret: str, project: str = "plate") -> Any:
+    client = boto3.client(
+        SERVICE,
+        endpoint_url=url,
+        region_name="eu-central-1",
+        aws_access_key_id=id,
+        aws_secret_access_key=secret,
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+    answer = client.detect_anomalies(ProjectName=project, ModelVersion="1", Body=BODY, ContentType="image/png")
+    return answer["DetectAnomalyResult"]["IsAnomalous"]
+
+
+@pytest.mark.parametrize("project", ["plate", "Plate_3-b", "a b", "é"])
+def test_boto3_is_let_in(url: str, keys: Any, project: str) -> None:
+    record, secret = keys.scorer
+    assert detect_by_boto3(url, record.access_key_id, secret, project) is True
+
+
+def test_boto3_is_refused(url: str, keys: Any) -> None:
+    record, secret = keys.scorer
+    refused = [
+        (record.access_key_id, secret[:-1], 401),
+        ("PLUMB000000000000", secret, 401),
+        (keys.former[0].access_key_id, keys.former[1], 401),
+        (keys.reviewer[0].access_key_id, keys.reviewer[1], 403),
+    ]
+    for id, wrong, status in refused:
+        with pytest.raises(ClientError) as caught:
+            detect_by_boto3(url, id, wrong)
+        assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
+
+
+def test_unsigned_is_refused_before_its_body_is_read(url: str) -> None:
+    response = httpx.post(f"{url}{PATH}", content=BODY)
+    assert_problem(response, 401, "unauthenticated", "not signed")
+    assert response.headers["www-authenticate"] == "AWS4-HMAC-SHA256"
+    with httpx.Client(base_url=url) as client:
+        assert post_head(client, PATH, 1000).startswith("HTTP/1.1 401 ")
