@@ -303,7 +303,11 @@ class Detector:
             ArtifactError: if a file is missing, altered, or not what this build reads.
             DeviceError: if the device is not there.
         """
-        manifest = verify(folder)
+        return cls.restore(folder, verify(folder), device)
+
+    @classmethod
+    def restore(cls, folder: Path, manifest: Manifest, device: str = "auto") -> Self:
+        """As ``load``, of a folder that ``verify`` has just given the manifest of."""
         target = resolve_device(device)
         try:
             configuration = DetectorConfiguration.model_validate(manifest.configuration["detector"])

@@ -14,7 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from models.device import set_threads
 from models.store import ModelStore
-from service.api import categories, health, lookout, oip, scoring
+from service.api import categories, health, lookout, oip, scoring, versions
 from service.api import drift as drift_api
 from service.browsers import BrowserGuard
 from service.drift import Drift
@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
     telemetry = Telemetry()
     worker = Worker(settings.queue_size)
     records = open_records(settings, telemetry)
-    registry = Registry(ModelStore(settings.models), worker, telemetry, settings.device)
+    registry = Registry(ModelStore(settings.models), worker, telemetry, settings)
     drift = Drift(registry, settings, telemetry)
     service = Service(
         settings=settings,
@@ -85,7 +85,15 @@ def create_app(settings: Settings) -> FastAPI:
     _add_middleware(app, settings, telemetry)
     install_error_handlers(app, {oip.PREFIX: oip.ERRORS, lookout.PREFIX: lookout.ERRORS})
     extend_openapi(app)
-    for router in (scoring.router, categories.router, drift_api.router, health.router, oip.router, lookout.router):
+    for router in (
+        scoring.router,
+        categories.router,
+        versions.router,
+        drift_api.router,
+        health.router,
+        oip.router,
+        lookout.router,
+    ):
         app.include_router(router)
     return app
 
@@ -111,4 +119,4 @@ async def _start(service: Service) -> None:
     if (threads := service.settings.threads) is not None:
         # On the worker: FAISS and torch keep a count per calling thread.
         await service.worker.run(lambda: set_threads(threads), time_limit_s=None)
-    await service.registry.load()
+    await service.registry.run()

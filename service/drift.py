@@ -159,7 +159,7 @@ class Drift(Collector):
         Raises:
             ProblemError: unknown, loading or failed.
         """
-        served = self._registry.served(category)
+        served = self._registry.active(category)
         monitor = self._monitors.get(category)
         if monitor is None or not _is_same(monitor.served, served):
             monitor = self._monitors[category] = Monitor(served, self._settings)

@@ -135,16 +135,19 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def admit(service: Service, category: str, *, explained: bool = False) -> Served:
+async def admit(service: Service, category: str, version: int | None = None, *, explained: bool = False) -> Served:
     """The version that will score an image, before its bytes are read: refusing must cost less than scoring.
 
     Args:
+        version: None for the active one; another one is loaded if it is not in memory.
         explained: whether the score will have to be explained.
 
     Raises:
-        ProblemError: there is no such category, or the service cannot score, or explain, now.
+        ProblemError: there is no such category or version, or the service cannot score, or explain, now.
     """
-    served = service.registry.served(category)
+    with _worker_problems(service.settings):
+        async with asyncio.timeout(service.settings.request_timeout_s):
+            served = await service.registry.served(category, version)
     if explained:
         try:
             check_explainable(served.detector)

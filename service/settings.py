@@ -54,6 +54,15 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where torch and FAISS compute")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch, FAISS and OpenCV; unset: theirs")
+    store_poll_s: float = Field(
+        default=2, gt=0, allow_inf_nan=False, description="seconds between looks at the folder of models for changes"
+    )
+    model_memory_bytes: int = Field(
+        default=4 * 2**30,
+        ge=1,
+        description="memory that loaded versions may hold together; over it the least recently used are unloaded, but "
+        "never an active version or a shadow",
+    )
     image_threads: int = Field(default=2, ge=1, description="images that are decoded or drawn at the same time")
     queue_size: int = Field(default=32, ge=1, description="images that may wait for the worker; more are told to retry")
     request_timeout_s: float = Field(

@@ -16,6 +16,7 @@ from service.uploads import read_upload
 
 Result = TypeVar("Result")
 
+Version = Annotated[int, Field(ge=1, lt=10**18)]
 _Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
@@ -24,6 +25,9 @@ class InspectionQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    version: Version | None = Field(
+        default=None, description="the version that scores; by default the active one. Another one is loaded first"
+    )
     part: _Label | None = Field(default=None, description="the sender's id of the part, for the record")
     lot: _Label | None = Field(default=None, description="the sender's id of the lot, for the record")
 
@@ -42,7 +46,7 @@ async def inspect_upload(
         ClientDisconnect: the client left; its image is no longer scored if that had not begun.
     """
     begun, seconds, service = time.monotonic(), dict[str, float](), service_of(request)
-    served = admit(service, category, explained=method is not None)
+    served = await admit(service, category, query.version, explained=method is not None)
     request.state.log.update(category=category, version=served.version)
     settings = service.settings
     with timed(seconds, "upload"):

@@ -37,7 +37,14 @@ class Telemetry:
         self.record_failures = self._counter(
             "record_failures", "Records the journal did not take, and failed tries to reach the database.", "at"
         )
-        self.model = self._gauge("model_loaded", "1 where the version is ready, else 0.", "category", "version")
+        self.model = self._gauge("model_loaded", "1 for each version in memory.", "category", "version")
+        self.model_memory = self._gauge("model_memory_bytes", "What a version in memory holds.", "category", "version")
+        self.model_failures = self._counter("model_failures", "Versions that could not be loaded.", "category")
+        self.model_problem = self._gauge(
+            "model_problem", "1 where what the store says of a category is not what is served, else 0.", "category"
+        )
+        self.model_swaps = self._counter("model_swaps", "Times that another version became active.", "category")
+        self.store_up = self._gauge("model_store_up", "1 where the model store can be read, else 0.")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"plumbline_{name}", text, labels, registry=self.registry)

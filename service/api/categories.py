@@ -20,8 +20,11 @@ class CategorySummary(BaseModel):
 
     category: str
     state: CategoryState = Field(description="only a category that is ready scores")
-    version: int | None = Field(default=None, description="the active version, if there is one")
-    reason: str | None = Field(default=None, description="why it failed to load")
+    version: int | None = Field(default=None, description="the version that is served, or that failed to load")
+    shadow: int | None = Field(default=None, description="the version that scores beside it and only records")
+    reason: str | None = Field(
+        default=None, description="why it failed to load, or why what the model store names is not what is served"
+    )
 
 
 class CategoryDetails(CategorySummary):
@@ -32,24 +35,33 @@ class CategoryDetails(CategorySummary):
 
 class CategoryList(BaseModel):
     categories: list[CategorySummary]
+    store_problem: str | None = Field(
+        default=None, description="why the service cannot follow the model store; what is loaded goes on serving"
+    )
 
 
 @router.get("", responses=problem_responses(), response_model_exclude_none=True)
 async def list_categories(request: Request) -> CategoryList:
     """Every category, by name."""
-    return CategoryList(categories=[summary(category) for category in service_of(request).registry.categories()])
+    registry = service_of(request).registry
+    categories = [summary(category) for category in registry.categories()]
+    return CategoryList(categories=categories, store_problem=registry.store_problem)
 
 
 @router.get("/{category}", responses=problem_responses(UNKNOWN_CATEGORY), response_model_exclude_none=True)
 async def show_category(category: str, request: Request) -> CategoryDetails:
     """One category and its detector."""
     entry = service_of(request).registry.category(category)
-    detector = None if entry.detector is None else entry.detector.description()
+    detector = None if entry.served is None else entry.served.detector.description()
     return CategoryDetails(**summary(entry).model_dump(), detector=detector)
 
 
 def summary(category: Category) -> CategorySummary:
     """A category as the API shows it."""
     return CategorySummary(
-        category=category.name, state=category.state, version=category.version, reason=category.reason
+        category=category.name,
+        state=category.state,
+        version=category.version,
+        shadow=None if category.shadow is None else category.shadow.version,
+        reason=category.reason,
     )

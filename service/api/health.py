@@ -22,6 +22,9 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     ready: bool
     reason: str | None = Field(default=None, description="why not")
+    warning: str | None = Field(
+        default=None, description="what is wrong with the models although the service can take requests"
+    )
     categories: list[CategorySummary] | None = Field(
         default=None, description="not where callers need keys: /v1/categories has them"
     )
@@ -43,7 +46,7 @@ async def readyz(request: Request, response: Response) -> Readiness:
     response.status_code = 200 if obstacle is None else 503
     known = access_of(request).keyring is None  # who asks here may be anybody
     categories = [summary(category) for category in service.registry.categories()] if known else None
-    return Readiness(ready=obstacle is None, reason=obstacle, categories=categories)
+    return Readiness(ready=obstacle is None, reason=obstacle, warning=service.registry.warning(), categories=categories)
 
 
 @router.get("/metrics", response_class=PlainTextResponse, dependencies=[Depends(requires())])

@@ -36,7 +36,7 @@ from service.errors import (
     quote,
 )
 from service.inspection import Submission, admit, in_pool, inspect, service_of, timed
-from service.registry import Category, CategoryState, Served
+from service.registry import SERVED_PROBLEMS, Category, CategoryState, version_number
 from service.rendering import render_mask
 from service.security import Scope, requires
 from service.submissions import unless_client_leaves
@@ -168,7 +168,7 @@ class DescribeProjectResponse(BaseModel):
 @router.post(
     "/projects/{projectName}/models/{modelVersion}/detect",
     responses=ERRORS.responses(
-        UNKNOWN_CATEGORY,
+        *SERVED_PROBLEMS,
         UPLOAD_TIMEOUT,
         UPLOAD_TOO_LARGE,
         IMAGE_TOO_LARGE,
@@ -176,9 +176,7 @@ class DescribeProjectResponse(BaseModel):
         UNSUPPORTED_IMAGE,
         INVALID_REQUEST,
         UNREADABLE_IMAGE,
-        CATEGORY_UNAVAILABLE,
         QUEUE_FULL,
-        WORKER_UNAVAILABLE,
         SCORE_TIMEOUT,
     ),
     openapi_extra={
@@ -197,7 +195,8 @@ async def detect_anomalies(
         detail = f"content type {quote(media_type)} is not accepted; send image/jpeg or image/png"
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, detail)
     begun, seconds, service = time.monotonic(), dict[str, float](), service_of(request)
-    served = _of_version(admit(service, projectName), modelVersion)
+    version = None if modelVersion == "latest" else version_number(modelVersion)
+    served = await admit(service, projectName, version)
     request.state.log.update(category=projectName, version=served.version)
     with timed(seconds, "upload"):
         settings = service.settings
@@ -283,13 +282,6 @@ async def not_supported(operation: str, request: Request) -> None:
     """What else that service had: projects, data sets, models and their tags are made and deleted elsewhere."""
     detail = f"{request.method} {quote(request.url.path)} is not supported: categories are trained by 'plumbline train'"
     raise ProblemError(INVALID_REQUEST, detail)
-
-
-def _of_version(served: Served, version: str) -> Served:
-    if version not in (str(served.version), "latest"):
-        detail = f"{served.category!r} has no version {quote(version)} loaded; {served.version} is"
-        raise ProblemError(UNKNOWN_CATEGORY, detail)
-    return served
 
 
 def confidence(prediction: Prediction, false_reject_rate: float) -> float:

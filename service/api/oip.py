@@ -20,12 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.prediction import Prediction
 from service.api.health import healthz, readyz
 from service.errors import (
-    CATEGORY_UNAVAILABLE,
     IMAGE_TOO_LARGE,
     INVALID_REQUEST,
     QUEUE_FULL,
     SCORE_TIMEOUT,
-    UNKNOWN_CATEGORY,
     UNREADABLE_IMAGE,
     UNSUPPORTED_IMAGE,
     UNSUPPORTED_MEDIA_TYPE,
@@ -52,7 +50,7 @@ from service.oip_codec import (
     parse,
     render,
 )
-from service.registry import Served
+from service.registry import SERVED_PROBLEMS, Served, version_number
 from service.security import Scope, requires
 from service.submissions import unless_client_leaves
 from service.uploads import read_body
@@ -166,14 +164,14 @@ async def ready(request: Request, response: Response) -> Ready:
     return Ready(ready=(await readyz(request, response)).ready)
 
 
-_MODEL_PROBLEMS = ERRORS.responses(UNKNOWN_CATEGORY, CATEGORY_UNAVAILABLE)
+_MODEL_PROBLEMS = ERRORS.responses(*SERVED_PROBLEMS)
 
 
 @models.get("", responses=_MODEL_PROBLEMS, response_model_exclude_none=True)
 @models.get("/versions/{version}", responses=_MODEL_PROBLEMS, response_model_exclude_none=True)
 async def model_metadata(model: str, request: Request, version: str | None = None) -> ModelMetadata:
     """The tensors that a model takes and gives."""
-    served = _of_version(service_of(request).registry.served(model), version)
+    served = await service_of(request).registry.served(model, _number(version))
     side = served.detector.geometry.image_size
     return ModelMetadata(
         name=model,
@@ -187,15 +185,12 @@ async def model_metadata(model: str, request: Request, version: str | None = Non
     )
 
 
-_READY = ERRORS.responses(UNKNOWN_CATEGORY, CATEGORY_UNAVAILABLE, WORKER_UNAVAILABLE)
-
-
-@models.get("/ready", responses=_READY)
-@models.get("/versions/{version}/ready", responses=_READY)
+@models.get("/ready", responses=_MODEL_PROBLEMS)
+@models.get("/versions/{version}/ready", responses=_MODEL_PROBLEMS)
 async def model_ready(model: str, request: Request, version: str | None = None) -> ModelReady:
     """200 where the model can score now."""
     service = service_of(request)
-    _of_version(service.registry.served(model), version)
+    await service.registry.served(model, _number(version))
     if (failure := service.worker.failure()) is not None:
         raise ProblemError(WORKER_UNAVAILABLE, failure)
     return ModelReady(name=model, ready=True)
@@ -238,7 +233,7 @@ _INFER: dict[str, Any] = {
     "responses": {
         200: {"model": InferResponse, "content": {"application/octet-stream": {}}},
         **ERRORS.responses(
-            UNKNOWN_CATEGORY,
+            *SERVED_PROBLEMS,
             UPLOAD_TIMEOUT,
             UPLOAD_TOO_LARGE,
             IMAGE_TOO_LARGE,
@@ -246,9 +241,7 @@ _INFER: dict[str, Any] = {
             UNSUPPORTED_IMAGE,
             INVALID_REQUEST,
             UNREADABLE_IMAGE,
-            CATEGORY_UNAVAILABLE,
             QUEUE_FULL,
-            WORKER_UNAVAILABLE,
             SCORE_TIMEOUT,
         ),
     },
@@ -265,7 +258,7 @@ async def infer(model: str, request: Request, version: str | None = None) -> Res
     Request parameters `part` and `lot` go into the records of all its images.
     """
     begun, seconds, service = time.monotonic(), dict[str, float](), service_of(request)
-    served = _of_version(admit(service, model), version)
+    served = await admit(service, model, _number(version))
     request.state.log.update(category=model, version=served.version)
     with timed(seconds, "upload"):
         asked = await _read(request)
@@ -278,11 +271,8 @@ async def infer(model: str, request: Request, version: str | None = None) -> Res
     return Response(body, media_type="application/octet-stream", headers={HEADER_LENGTH: str(length)})
 
 
-def _of_version(served: Served, version: str | None) -> Served:
-    if version is not None and version != str(served.version):
-        detail = f"{served.category!r} has no version {quote(version)} loaded; {served.version} is"
-        raise ProblemError(UNKNOWN_CATEGORY, detail)
-    return served
+def _number(version: str | None) -> int | None:
+    return None if version is None else version_number(version)
 
 
 async def _read(request: Request) -> InferRequest:

@@ -15,7 +15,6 @@ from models.explanation import Method
 from models.geometry import Box
 from service.answers import Score, score_of
 from service.errors import (
-    CATEGORY_UNAVAILABLE,
     IMAGE_TOO_LARGE,
     INVALID_REQUEST,
     MALFORMED_MULTIPART,
@@ -23,16 +22,15 @@ from service.errors import (
     QUEUE_FULL,
     RECORDS_UNAVAILABLE,
     SCORE_TIMEOUT,
-    UNKNOWN_CATEGORY,
     UNREADABLE_IMAGE,
     UNSUPPORTED_IMAGE,
     UNSUPPORTED_MEDIA_TYPE,
     UPLOAD_TIMEOUT,
     UPLOAD_TOO_LARGE,
-    WORKER_UNAVAILABLE,
     problem_responses,
 )
 from service.inspection import Inspection, Service, in_pool, service_of, timed
+from service.registry import SERVED_PROBLEMS
 from service.rendering import (
     DEFAULT_OPACITY,
     SCALE_END,
@@ -49,9 +47,9 @@ from service.uploads import REQUEST_BODY
 
 router = APIRouter(prefix="/v1/categories/{category}", tags=["scoring"], dependencies=[Depends(requires(Scope.SCORE))])
 
-_PROBLEMS = problem_responses(
+_PROBLEM_KINDS = (
+    *SERVED_PROBLEMS,
     MALFORMED_MULTIPART,
-    UNKNOWN_CATEGORY,
     UPLOAD_TIMEOUT,
     UPLOAD_TOO_LARGE,
     IMAGE_TOO_LARGE,
@@ -59,12 +57,11 @@ _PROBLEMS = problem_responses(
     UNSUPPORTED_IMAGE,
     INVALID_REQUEST,
     UNREADABLE_IMAGE,
-    CATEGORY_UNAVAILABLE,
     QUEUE_FULL,
     RECORDS_UNAVAILABLE,
-    WORKER_UNAVAILABLE,
     SCORE_TIMEOUT,
 )
+_PROBLEMS = problem_responses(*_PROBLEM_KINDS)
 
 
 class ScoreQuery(InspectionQuery):
@@ -167,7 +164,7 @@ async def heatmap(category: str, query: Annotated[HeatmapQuery, Query()], reques
 
 @router.post(
     "/explain",
-    responses={200: _png(_HEADERS | _EXPLAIN_HEADERS), **_PROBLEMS, **problem_responses(NOT_EXPLAINABLE)},
+    responses={200: _png(_HEADERS | _EXPLAIN_HEADERS), **problem_responses(*_PROBLEM_KINDS, NOT_EXPLAINABLE)},
     response_class=PngResponse,
     openapi_extra=REQUEST_BODY,
 )

@@ -44,9 +44,11 @@ def part(seed: int, *, defective: bool = False) -> NDArray[np.uint8]:
     return image
 
 
-def make_detector(category: str = CATEGORY, density: DensityConfiguration = DEFAULT_DENSITY) -> Detector:
+def make_detector(
+    category: str = CATEGORY, density: DensityConfiguration = DEFAULT_DENSITY, *, random_seed: int = 0
+) -> Detector:
     """An untrained encoder, whose density and calibration are fitted on parts: enough to see a hole."""
-    torch.manual_seed(0)
+    torch.manual_seed(random_seed)
     configuration = DetectorConfiguration(encoder=DensePatchConfiguration(width=4), density=density)
     encoder = create_encoder(configuration.encoder, configuration.geometry)
     side = configuration.geometry.image_size
