@@ -29,7 +29,8 @@ _log = logging.getLogger("plumbline.requests")
 class RequestMiddleware:
     """Gives each request an id, and records how it ended.
 
-    Handlers find the id in ``request.state.id`` and add to the log line through ``request.state.log``.
+    Handlers find the id in ``request.state.id``, the time of arrival (``time.monotonic``) in ``request.state.begun``,
+    and add to the log line through ``request.state.log``.
     """
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
@@ -43,6 +44,7 @@ class RequestMiddleware:
         started = time.monotonic()
         request = Request(scope, receive)
         request.state.id = uuid4()
+        request.state.begun = started
         request.state.log = {}
         status: int | None = None
 

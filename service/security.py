@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
 from service.errors import FORBIDDEN, UNAUTHENTICATED, ErrorShape, ProblemError, document_problems
@@ -28,6 +29,14 @@ _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="key",
     description="A key that `plumbline keys create` made. A service that asks for no keys ignores it.",
+)
+
+_signature = APIKeyHeader(
+    name="Authorization",
+    auto_error=False,
+    scheme_name="signature",
+    description="AWS Signature Version 4, by a key that `plumbline keys create NAME --kind aws` made. A service that "
+    "asks for no keys ignores it.",
 )
 
 
@@ -132,24 +141,30 @@ def requires(*scopes: Scope) -> Callable[..., Awaitable[None]]:
     return check
 
 
-async def requires_signature(
-    request: Request, service: str, scopes: tuple[Scope, ...], body: Callable[[], Awaitable[bytes]]
-) -> None:
-    """Let only those in who signed the request as clients of AWS do and have one of the scopes.
-
-    Leaves the caller in ``request.state.caller``. Where the service asks for no keys, everybody passes.
+def requires_signature(
+    service: str, body: Callable[[Request], Awaitable[bytes]], *scopes: Scope
+) -> Callable[..., Awaitable[None]]:
+    """As ``requires``, for routes whose clients sign requests as those of AWS do.
 
     Args:
-        service: the name that it must be signed for, such as ``lookoutvision``.
-        body: reads the body; called once at most, and only after what costs less was found in order.
-
-    Raises:
-        ProblemError: ``UNAUTHENTICATED`` or ``FORBIDDEN``.
+        service: the name that a request must be signed for, such as ``lookoutvision``.
+        body: reads the body of a request; called once what costs less was found in order, and not at all where the
+            service asks for no keys.
     """
+
+    async def check(request: Request, _: Annotated[str | None, Security(_signature)]) -> None:
+        caller: Caller | None = getattr(request.state, "caller", None)
+        if caller is None:
+            caller = await access_of(request).identify_signer(_as_sent(request), service, partial(body, request))
+        _let_in(request, caller, scopes)
+
+    return check
+
+
+def _as_sent(request: Request) -> SignedRequest:
     headers = tuple((name.lower(), value) for name, value in request.headers.items())
     path, query = request.scope["raw_path"].decode("latin-1"), request.scope["query_string"].decode("latin-1")
-    signed = SignedRequest(request.method, path, query, headers)
-    _let_in(request, await access_of(request).identify_signer(signed, service, body), scopes)
+    return SignedRequest(request.method, path, query, headers)
 
 
 def _let_in(request: Request, caller: Caller, scopes: tuple[Scope, ...]) -> None:
@@ -166,7 +181,7 @@ def _let_in(request: Request, caller: Caller, scopes: tuple[Scope, ...]) -> None
 
 
 def document_security(operation: dict[str, Any], shape: ErrorShape | None) -> None:
-    """Add to an operation of an OpenAPI document what ``requires`` may answer, where it has it."""
+    """Add to an operation of an OpenAPI document what ``requires`` may answer, where it stands."""
     if operation.get("security"):
         document_problems(operation, shape, UNAUTHENTICATED, FORBIDDEN)
 

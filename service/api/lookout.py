@@ -6,7 +6,6 @@ That service ended on 2025-10-31. Programs made for it go on with another ``endp
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -38,7 +37,7 @@ from service.errors import (
 from service.inspection import Submission, admit, in_pool, inspect, service_of, timed
 from service.registry import SERVED_PROBLEMS, Category, CategoryState, version_number
 from service.rendering import render_mask
-from service.security import Scope, requires
+from service.security import Scope, requires_signature
 from service.submissions import unless_client_leaves
 from service.uploads import read_body
 
@@ -97,7 +96,22 @@ def _exception(kind: ProblemKind) -> tuple[str, int]:
 
 ERRORS = _Errors()
 
-router = APIRouter(prefix=PREFIX, tags=["lookout for vision"], dependencies=[Depends(requires())])
+
+async def _body(request: Request) -> bytes:
+    """The body, read once: its signature is checked before anything else is."""
+    if not hasattr(request.state, "body"):
+        settings, request.state.seconds = service_of(request).settings, {}
+        with timed(request.state.seconds, "upload"):
+            request.state.body = await read_body(
+                request, max_bytes=settings.max_upload_bytes, timeout_s=settings.request_timeout_s
+            )
+    body: bytes = request.state.body
+    return body
+
+
+_requires = partial(requires_signature, "lookoutvision", _body)
+
+router = APIRouter(prefix=PREFIX, tags=["lookout for vision"], dependencies=[Depends(_requires())])
 
 ProjectName = Annotated[str, Path(max_length=255, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_\-]*$")]
 ModelVersion = Annotated[str, Path(max_length=10, pattern=r"^([1-9][0-9]*|latest)$")]
@@ -185,7 +199,7 @@ class DescribeProjectResponse(BaseModel):
             "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
         }
     },
-    dependencies=[Depends(requires(Scope.SCORE))],
+    dependencies=[Depends(_requires(Scope.SCORE))],
 )
 async def detect_anomalies(
     projectName: ProjectName, modelVersion: ModelVersion, request: Request, response: Response
@@ -194,13 +208,11 @@ async def detect_anomalies(
     if not (media_type := request.headers.get("content-type", "")).lower().startswith("image/"):
         detail = f"content type {quote(media_type)} is not accepted; send image/jpeg or image/png"
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, detail)
-    begun, seconds, service = time.monotonic(), dict[str, float](), service_of(request)
+    service = service_of(request)
     version = None if modelVersion == "latest" else version_number(modelVersion)
     served = await admit(service, projectName, version)
     request.state.log.update(category=projectName, version=served.version)
-    with timed(seconds, "upload"):
-        settings = service.settings
-        data = await read_body(request, max_bytes=settings.max_upload_bytes, timeout_s=settings.request_timeout_s)
+    data = await _body(request)
     submission = Submission(
         id=request.state.id,
         served=served,
@@ -208,8 +220,8 @@ async def detect_anomalies(
         caller=request.state.caller,
         protocol="lookout",
         output="score",
-        begun=begun,
-        seconds=seconds,
+        begun=request.state.begun,
+        seconds=request.state.seconds,
     )
     inspection = await unless_client_leaves(request, inspect(service, submission))
     prediction, point = inspection.prediction, served.detector.operating_point

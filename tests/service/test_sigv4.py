@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -14,24 +13,20 @@ from urllib.parse import urlsplit
 import boto3
 import httpx
 import pytest
-import uvicorn
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
-from fastapi import FastAPI, Request
 
-from service.errors import install_error_handlers
 from service.keyring import Keyring
 from service.keys import KeysError, create_aws_key, create_key, read_keys, revoke_key
-from service.middleware import RequestMiddleware
 from service.sealing import Seal, find_seal, new_secret_key
-from service.security import Access, Scope, requires_signature
+from service.security import Scope
 from service.settings import SettingsError
-from service.sigv4 import SignatureError, SignedRequest, check_signature, read_signature
-from service.telemetry import Telemetry
-from tests.service.support import assert_problem, post_head, wait_until
+from service.sigv4 import ALGORITHM, SignatureError, SignedRequest, check_signature, read_signature
+from tests.service.conftest import Serve
+from tests.service.support import CATEGORY, encode, part, post_head
 
 SERVICE = "lookoutvision"
 ID, SECRET = "PLUMB0123456789AB", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
@@ -189,39 +184,25 @@ class TestSealing:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    file, seal = tmp_path_factory.mktemp("keys") / "keys.json", Seal(new_secret_key(), "here")
+    file, secret_key = tmp_path_factory.mktemp("keys") / "keys.json", new_secret_key()
+    seal = Seal(secret_key, "here")
     made = {
         "scorer": create_aws_key(file, "scorer", (Scope.SCORE,), seal),
         "reviewer": create_aws_key(file, "reviewer", (Scope.REVIEW,), seal),
         "former": create_aws_key(file, "former", (Scope.SCORE,), seal),
     }
     revoke_key(file, made["former"][0].id)
-    return SimpleNamespace(keyring=Keyring(file, seal), **made)
+    return SimpleNamespace(file=file, secret_key=secret_key, **made)
 
 
 @pytest.fixture(scope="module")
-def url(keys: Any) -> Iterator[str]:
-    app = FastAPI()
-    app.state.access = Access(keys.keyring)
-    app.add_middleware(RequestMiddleware, telemetry=Telemetry())
-    install_error_handlers(app, {})
-
-    @app.post("/2020-11-20/projects/{project}/models/{version}/detect")
-    async def detect(project: str, version: str, request: Request) -> dict[str, Any]:
-        await requires_signature(request, SERVICE, (Scope.SCORE,), request.body)
-        return {"DetectAnomalyResult": {"IsAnomalous": request.state.caller.name == "scorer"}}
-
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    wait_until(lambda: server.started)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+def url(serve: Serve, models: Path, keys: Any) -> Iterator[str]:
+    with serve(models, keys=keys.file, secret_key=keys.secret_key) as client:
+        yield str(client.base_url)
 
 
-def detect_by_boto3(url: str, id: str, secret: str, project: str = "plate") -> Any:
-    client = boto3.client(
+def connect(url: str, id: str, secret: str) -> Any:
+    return boto3.client(
         SERVICE,
         endpoint_url=url,
         region_name="eu-central-1",
@@ -229,33 +210,49 @@ def detect_by_boto3(url: str, id: str, secret: str, project: str = "plate") -> A
         aws_secret_access_key=secret,
         config=Config(retries={"total_max_attempts": 1}),
     )
-    answer = client.detect_anomalies(ProjectName=project, ModelVersion="1", Body=BODY, ContentType="image/png")
-    return answer["DetectAnomalyResult"]["IsAnomalous"]
 
 
-@pytest.mark.parametrize("project", ["plate", "Plate_3-b", "a b", "é"])
-def test_boto3_is_let_in(url: str, keys: Any, project: str) -> None:
+def detect(client: Any) -> Any:
+    return client.detect_anomalies(
+        ProjectName=CATEGORY, ModelVersion="1", Body=encode(part(0)), ContentType="image/png"
+    )["DetectAnomalyResult"]
+
+
+def test_boto3_is_let_in(url: str, keys: Any) -> None:
     record, secret = keys.scorer
-    assert detect_by_boto3(url, record.access_key_id, secret, project) is True
+    client = connect(url, record.access_key_id, secret)
+    assert detect(client)["IsAnomalous"] is False
+    assert [project["ProjectName"] for project in client.list_projects(MaxResults=1)["Projects"]] == [CATEGORY]
+    assert client.describe_model(ProjectName=CATEGORY, ModelVersion="1")["ModelDescription"]["Status"] == "HOSTED"
 
 
-def test_boto3_is_refused(url: str, keys: Any) -> None:
+@pytest.mark.parametrize(
+    ("who", "reason"),
+    [
+        ("wrong secret", "does not match the request"),
+        ("unknown id", "the access key id is not known"),
+        ("former", "was revoked"),
+        ("reviewer", "lacks the scope score"),
+    ],
+)
+def test_boto3_is_refused(url: str, keys: Any, who: str, reason: str) -> None:
     record, secret = keys.scorer
-    refused = [
-        (record.access_key_id, secret[:-1], 401),
-        ("PLUMB000000000000", secret, 401),
-        (keys.former[0].access_key_id, keys.former[1], 401),
-        (keys.reviewer[0].access_key_id, keys.reviewer[1], 403),
-    ]
-    for id, wrong, status in refused:
-        with pytest.raises(ClientError) as caught:
-            detect_by_boto3(url, id, wrong)
-        assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
+    id, secret = {
+        "wrong secret": (record.access_key_id, secret[:-1]),
+        "unknown id": ("PLUMB000000000000", secret),
+        "former": (keys.former[0].access_key_id, keys.former[1]),
+        "reviewer": (keys.reviewer[0].access_key_id, keys.reviewer[1]),
+    }[who]
+    with pytest.raises(ClientError, match=reason) as caught:
+        detect(connect(url, id, secret))
+    assert caught.value.response["Error"]["Code"] == "AccessDeniedException"
 
 
 def test_unsigned_is_refused_before_its_body_is_read(url: str) -> None:
-    response = httpx.post(f"{url}{PATH}", content=BODY)
-    assert_problem(response, 401, "unauthenticated", "not signed")
-    assert response.headers["www-authenticate"] == "AWS4-HMAC-SHA256"
+    for headers in ({}, {"Authorization": "Bearer x"}):
+        response = httpx.post(f"{url}{PATH}", content=BODY, headers=headers)
+        assert response.status_code == 403
+        assert response.headers["x-amzn-errortype"] == "AccessDeniedException"
+        assert "sign" in response.json()["Message"] or ALGORITHM in response.json()["Message"]
     with httpx.Client(base_url=url) as client:
-        assert post_head(client, PATH, 1000).startswith("HTTP/1.1 401 ")
+        assert post_head(client, PATH, 1000).startswith("HTTP/1.1 403 ")
