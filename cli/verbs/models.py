@@ -1,4 +1,4 @@
-"""List, show, verify, operate and activate trained versions, and go back to earlier ones."""
+"""List, show, verify, operate, measure and activate trained versions, and go back to earlier ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cli import repeatability
 from cli.errors import UsageError
 from cli.loading import chosen_version
 from cli.options import add_json, add_models, positive_integer
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("history", _history, "which version became active when, and by whom"),
         ("shadow", _shadow, "let a version score beside the active one and only record; without a version, none"),
         ("operation", _operation, "how a version decides; with options, record how it decides from now on"),
+        ("repeatability", repeatability.run, "gauge R&R of the score, and agreement of verdicts, from repeated shots"),
         ("verify", _verify, "check every file of a version against its SHA-256"),
     ):
         sub = verbs.add_parser(name, help=help_line, description=help_line)
@@ -36,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if action is _operation:
             _add_operation_arguments(sub)
         add_models(sub)
-        add_json(sub)
+        if action is repeatability.run:
+            repeatability.add_arguments(sub)
+        else:
+            add_json(sub)
         sub.set_defaults(action=action)
 
 

@@ -179,3 +179,22 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     assert list((tmp_path / "tile").iterdir()) == [note]
     note.unlink()
     generate(tmp_path, "tile", train=1, test_good=0, test_defects=0, image_size=SIZE)
+
+
+@pytest.mark.parametrize("defect", [None, "hole"])
+def test_another_shot_shows_the_same_part_under_other_light(defect: str | None) -> None:
+    shots = [render("washer", defect, index=3, image_size=96, shot=shot) for shot in range(3)]
+    others = [render("washer", defect, index=4, image_size=96)]
+    assert np.array_equal(shots[1].image, render("washer", defect, index=3, image_size=96, shot=1).image)
+    assert not np.array_equal(shots[1].image, shots[2].image)
+
+    def likeness(one: Rendered, other: Rendered) -> float:
+        edges = [np.hypot(*np.gradient(part.flawless.mean(axis=2))).ravel() for part in (one, other)]
+        return float(np.corrcoef(edges)[0, 1])
+
+    assert min(likeness(shots[0], shot) for shot in shots[1:]) > likeness(shots[0], others[0]) + 0.1
+    for shot in shots:
+        assert (difference(shot)[~shot.mask] == 0).all()
+        assert shot.mask.any() == (defect is not None)
+        overlap = (shot.mask & shots[0].mask).sum() / max(1, (shot.mask | shots[0].mask).sum())
+        assert overlap > 0.8 or defect is None

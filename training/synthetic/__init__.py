@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from models.geometry import ScanGeometry
 from training.synthetic import objects, textures
 from training.synthetic.camera import GREY_LEVELS, Camera
-from training.synthetic.canvas import Field, Scene, blend
+from training.synthetic.canvas import Field, Layer, Scene, blend
 from training.synthetic.defects import HOLE, MISSING_PART, SCRATCH, STAIN, missing_part, surface_defect
 
 DEFAULT_SIZE = ScanGeometry().image_size
@@ -128,8 +128,12 @@ def render(
     split: str = "test",
     index: int = 0,
     image_size: int = DEFAULT_SIZE,
+    shot: int = 0,
 ) -> Rendered:
     """One image of ``product``, as ``generate`` writes it, with the same image without its defect.
+
+    Args:
+        shot: from 1 on, the same part with the same defect under other light, by another camera.
 
     Raises:
         SyntheticError: if the product, the defect or the size does not exist.
@@ -139,27 +143,40 @@ def render(
         raise SyntheticError(f"{product} has no defect {defect!r}: choose one of {', '.join(defects_of(product))}")
     _check_product(product)
 
-    rng = np.random.default_rng(_seed(seed, product, split, defect or "good", index))
+    words = (seed, product, split, defect or "good", index)
+    rng = np.random.default_rng(_seed(*words))
     scene = _DRAW[product][0](rng, image_size)
     camera = Camera.random(rng, image_size)
+    flaw = None if defect is None else _visible_flaw(rng, scene, camera, defect)
+    if shot:
+        camera = Camera.random(np.random.default_rng(_seed(*words, shot)), image_size)
+    focused = camera.focused(scene.reflectance())
+    flawless = camera.developed(camera.exposed(focused))
+    if flaw is None:
+        return Rendered(flawless, flawless, np.zeros((image_size, image_size), dtype=np.bool_))
+    changed, mask = _flawed(scene, camera, focused, flaw)
+    return Rendered(camera.developed(changed), flawless, mask)
+
+
+def _visible_flaw(rng: np.random.Generator, scene: Scene, camera: Camera, defect: str) -> Layer:
     focused = camera.focused(scene.reflectance())
     exposed = camera.exposed(focused)
-    flawless = camera.developed(exposed)
-    if defect is None:
-        return Rendered(flawless, flawless, np.zeros((image_size, image_size), dtype=np.bool_))
-
-    tries: list[tuple[float, Field, NDArray[np.bool_]]] = []
+    tries: list[tuple[float, Layer]] = []
     for _ in range(TRIES):
         flaw = missing_part(rng, scene) if defect == MISSING_PART else surface_defect(rng, scene, defect)
-        mask = camera.focused(flaw.alpha) > MASK_OPACITY
-        defective = camera.focused(blend(scene.reflectance(), flaw.colour, flaw.alpha))
-        changed = camera.exposed(np.where(mask[..., None], defective, focused))
+        changed, mask = _flawed(scene, camera, focused, flaw)
         visible = float(np.abs(changed - exposed)[mask].mean()) * GREY_LEVELS
-        tries.append((visible, changed, mask))
+        tries.append((visible, flaw))
         if visible >= VISIBLE:
             break
-    _, changed, mask = max(tries, key=lambda attempt: attempt[0])
-    return Rendered(camera.developed(changed), flawless, mask)
+    return max(tries, key=lambda attempt: attempt[0])[1]
+
+
+def _flawed(scene: Scene, camera: Camera, focused: Field, flaw: Layer) -> tuple[Field, NDArray[np.bool_]]:
+    """The scene with a flaw, exposed, and where it may differ from the scene without, which is ``focused``."""
+    mask = camera.focused(flaw.alpha) > MASK_OPACITY
+    defective = camera.focused(blend(scene.reflectance(), flaw.colour, flaw.alpha))
+    return camera.exposed(np.where(mask[..., None], defective, focused)), mask
 
 
 def _seed(seed: int, *names: str | int) -> int:
