@@ -28,6 +28,7 @@ from service.registry import Registry
 from service.sealing import Seal, find_seal
 from service.security import Access
 from service.settings import Settings
+from service.shadow import Shadows
 from service.telemetry import Telemetry
 from service.worker import Worker
 
@@ -44,13 +45,14 @@ def create_app(settings: Settings) -> FastAPI:
     records = open_records(settings, telemetry)
     registry = Registry(ModelStore(settings.models), worker, telemetry, settings)
     drift = Drift(registry, settings, telemetry)
+    shadows = Shadows(registry, worker, telemetry, records)
     service = Service(
         settings=settings,
         telemetry=telemetry,
         worker=worker,
         registry=registry,
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
-        sinks=(drift,) if records is None else (records, drift),
+        sinks=(drift, shadows) if records is None else (records, drift, shadows),
         records=records,
         drift=drift,
     )

@@ -110,6 +110,7 @@ class Inspection:
         image_sha256: of the image file, in hexadecimal.
         seconds: by stage; ``total`` is from the request's arrival to the score.
         explanation: of its score, if asked for.
+        shadow_of: the inspection that was answered, where this one was made beside it by a shadow, for the record.
     """
 
     submission: Submission
@@ -119,6 +120,7 @@ class Inspection:
     prediction: Prediction
     seconds: dict[str, float]
     explanation: Explanation | None = None
+    shadow_of: UUID | None = None
 
     @property
     def id(self) -> UUID:

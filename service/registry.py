@@ -195,6 +195,13 @@ class Registry:
             raise ProblemError(CATEGORY_UNAVAILABLE, f"category {name!r} is still being loaded", headers)
         raise ProblemError(CATEGORY_UNAVAILABLE, f"category {name!r} could not be loaded: {entry.problem}")
 
+    def shadow_of(self, served: Served) -> Served | None:
+        """The shadow of a version; None where there is none, or the version is not the active one."""
+        entry = self._entries.get(served.category)
+        if entry is None or entry.shadow is None or served.version != entry.served:
+            return None
+        return self.loader.use(entry.name, entry.shadow)
+
     async def load(self, name: str, version: int) -> Served:
         """Load a version into memory, if it is not there, to score with when it is asked for by its number.
 

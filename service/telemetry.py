@@ -8,10 +8,12 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
 # From a rejected request, under a millisecond, to a scan window by window on a CPU.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+_DIFFERENCES = (-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 class Telemetry:
@@ -44,6 +46,30 @@ class Telemetry:
             "model_problem", "1 where what the store says of a category is not what is served, else 0.", "category"
         )
         self.model_swaps = self._counter("model_swaps", "Times that another version became active.", "category")
+        self.shadow_verdicts = self._counter(
+            "shadow_verdicts",
+            "Images scored by a shadow too: its verdict, and the one that was answered.",
+            "category",
+            "version",
+            "verdict",
+            "answered",
+        )
+        self.shadow_dropped = self._counter(
+            "shadow_dropped", "Images that the shadow did not score, for there was no time.", "category"
+        )
+        self.shadow_scores = Summary(
+            "plumbline_shadow_score_difference",
+            "Image score of the shadow minus the one that was answered.",
+            ["category", "version"],
+            registry=self.registry,
+        )
+        self.shadow_p_values = Histogram(
+            "plumbline_shadow_p_value_difference",
+            "P-value of the shadow minus the one that was answered.",
+            ["category", "version"],
+            buckets=_DIFFERENCES,
+            registry=self.registry,
+        )
         self.store_up = self._gauge("model_store_up", "1 where the model store can be read, else 0.")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

@@ -59,6 +59,7 @@ def record_of(inspection: Inspection) -> Record:
         category=served.category,
         version=served.version,
         operation=0,
+        shadow_of=inspection.shadow_of,
         image_sha256=inspection.image_sha256,
         image_width=width,
         image_height=height,
