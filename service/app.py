@@ -14,7 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from models.device import set_threads
 from models.store import ModelStore
-from service.api import categories, health, lookout, oip, scoring, versions
+from service.api import categories, health, inspections, lookout, oip, scoring, versions
 from service.api import drift as drift_api
 from service.browsers import BrowserGuard
 from service.drift import Drift
@@ -91,6 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         scoring.router,
         categories.router,
         versions.router,
+        inspections.router,
         drift_api.router,
         health.router,
         oip.router,

@@ -87,6 +87,19 @@ class Settings(BaseSettings):
     journal_bytes: int = Field(
         default=256 * 2**20, ge=2**20, description="most bytes of records that wait in the journal for the database"
     )
+    keep_images: Literal["all", "defective", "none"] = Field(
+        default="defective",
+        description="inspections whose image and heatmap are kept; defective: those with any verdict but good",
+    )
+    keep_days: int | None = Field(
+        default=None, ge=1, description="delete images and heatmaps after; unset: by bytes alone"
+    )
+    keep_bytes: int = Field(
+        default=10 * 2**30, ge=0, description="most bytes of images and heatmaps; beyond it the oldest are deleted"
+    )
+    keep_free_bytes: int = Field(
+        default=2**30, ge=0, description="keep no image where less is free on the disk, which is left to the records"
+    )
     keep_records_days: int | None = Field(default=None, ge=1, description="delete records after; unset: never")
     drift_window: int = Field(
         default=500, ge=1, le=100_000, description="latest inspections of a category whose scores' quantiles are shown"

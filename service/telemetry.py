@@ -71,6 +71,12 @@ class Telemetry:
             registry=self.registry,
         )
         self.store_up = self._gauge("model_store_up", "1 where the model store can be read, else 0.")
+        self.pictures = self._counter(
+            "pictures",
+            "Inspections whose image and heatmap were to be kept: kept, busy (too many waited), no_space, failed.",
+            "outcome",
+        )
+        self.pictures_bytes = self._gauge("pictures_bytes", "Bytes of the images and heatmaps that are kept.")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"plumbline_{name}", text, labels, registry=self.registry)

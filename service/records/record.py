@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -14,8 +13,8 @@ if TYPE_CHECKING:
     from service.inspection import Inspection
 
 
-class Record(BaseModel):
-    """One inspection. Scores: higher is more anomalous. Regions are in pixels of the image as displayed."""
+class Facts(BaseModel):
+    """One inspection without its regions. Scores: higher is more anomalous."""
 
     # A line of the journal outlives the build that wrote it, so one may find fields that it does not know.
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -38,13 +37,18 @@ class Record(BaseModel):
     pixel_threshold: float = Field(description="in force: the anomaly map's values above it form regions")
     review_low: float | None = Field(default=None, description="in force: scores above it may be for a person to judge")
     review_high: float | None = Field(default=None, description="in force: up to this score")
-    regions: tuple[Region, ...]
     part: str | None = Field(default=None, description="the sender's id of the part")
     lot: str | None = Field(default=None, description="the sender's id of the lot")
     caller: str = Field(description="who asked")
     protocol: str = Field(description="by which API")
     output: str = Field(description="what was asked for, such as score or heatmap")
     times: dict[str, float] = Field(description="milliseconds by stage")
+
+
+class Record(Facts):
+    """One inspection. Regions are in pixels of the image as displayed."""
+
+    regions: tuple[Region, ...]
 
 
 def record_of(inspection: Inspection) -> Record:
@@ -80,12 +84,31 @@ def record_of(inspection: Inspection) -> Record:
     )
 
 
-class Review(BaseModel):
-    """What a person said of an inspection. All are kept; the latest counts."""
+class Judgement(BaseModel):
+    """What a person says of an inspected part."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    time: datetime
-    caller: str = Field(description="who reviewed it")
-    verdict: str = Field(description="what the part is: good or defective")
-    note: str | None = None
+    verdict: Literal["good", "defective"] = Field(description="what the part is")
+    note: str | None = Field(default=None, max_length=2000, pattern=r"^[^\x00]*$", description="why, in words")
+
+
+class Review(Judgement):
+    """A judgement of an inspection. All are kept; the latest counts."""
+
+    time: AwareDatetime = Field(description="when it was given, UTC")
+    caller: str = Field(description="who gave it")
+
+
+class ListedInspection(Facts):
+    """One inspection of a list."""
+
+    review: Review | None = Field(default=None, description="the latest")
+
+
+class RecordedInspection(Record):
+    """All that is known of one inspection."""
+
+    reviews: tuple[Review, ...] = Field(description="the latest first")
+    image_kept: bool = Field(description="whether the image file is kept")
+    heatmap_kept: bool = Field(description="whether a picture of where it deviates is kept")

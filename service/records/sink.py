@@ -16,6 +16,7 @@ from service.errors import RECORDS_UNAVAILABLE, ProblemError
 from service.inspection import Inspection
 from service.records.database import Database, DatabaseError, DatabaseUnavailable, database_url
 from service.records.journal import Journal, JournalError, JournalInUse
+from service.records.pictures import Pictures
 from service.records.record import record_of
 from service.records.writer import Writer
 from service.settings import Settings, SettingsError
@@ -35,6 +36,7 @@ class Records:
 
     Attributes:
         database: for reading; on the threads of ``read`` only.
+        pictures: the images and heatmaps that are kept.
 
     Raises:
         SettingsError: the folder cannot be written or another process records there, or the database is not one that
@@ -55,6 +57,7 @@ class Records:
         except DatabaseError as error:
             self.close()
             raise SettingsError(str(error)) from error
+        self.pictures = Pictures(folder / "pictures", settings, telemetry)
         self._writer = Writer(
             self._journal,
             self.database,
@@ -70,12 +73,14 @@ class Records:
 
     async def __aenter__(self) -> Self:
         self._writer.start()
+        self.pictures.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self._writer.stop)
+        await asyncio.to_thread(self.pictures.stop)
         self._readers.shutdown(cancel_futures=True)
         self.close()
 
@@ -98,6 +103,8 @@ class Records:
                 detail = f"the inspection cannot be recorded, so it is not answered: {error}"
                 raise ProblemError(RECORDS_UNAVAILABLE, detail, {"Retry-After": _RETRY_AFTER_S}) from error
             _log.error("inspection not recorded", extra={"fields": {"id": inspection.id, "reason": str(error)}})
+            return
+        self.pictures.take(inspection)
 
     async def read(self, function: Callable[[], Result]) -> Result:
         """Run what reads or writes the database, when all that was answered before is in it.

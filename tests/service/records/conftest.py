@@ -20,13 +20,18 @@ def postgresql() -> Iterator[PostgreSQL]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The settings of an empty records database, of each kind."""
-    if request.param == "sqlite":
+def database_of(kind: str, request: pytest.FixtureRequest) -> dict[str, str]:
+    """The settings of an empty records database."""
+    if kind == "sqlite":
         return {}
     server: PostgreSQL = request.getfixturevalue("postgresql")
     return {"records_url": server.create(f"records_{uuid4().hex}")}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The settings of an empty records database, of each kind."""
+    return database_of(request.param, request)
 
 
 class Recording(Protocol):
