@@ -23,9 +23,11 @@ class Times(BaseModel):
 
     upload: float = Field(description="reading the request's body")
     decode: float = Field(description="decoding the image, the wait for a decoder included")
+    place: float = Field(default=0, description="resizing it to the detector's input; part of an explanation's score")
     queue: float = Field(description="waiting for the worker")
-    score: float = Field(description="on the worker")
-    total: float = Field(description="from the request's head to the score")
+    score: float = Field(description="on the worker, with the others of its batch")
+    judge: float = Field(default=0, description="verdict and regions, the wait for a thread included; as place")
+    total: float = Field(description="from the request's arrival to the verdict")
 
 
 class Score(BaseModel):

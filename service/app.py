@@ -16,11 +16,13 @@ from models.device import set_threads
 from models.store import ModelStore
 from service.api import categories, health, inspections, lookout, oip, scoring, versions
 from service.api import drift as drift_api
+from service.backlog import Backlog
 from service.browsers import BrowserGuard
 from service.drift import Drift
 from service.errors import install_error_handlers
 from service.inspection import Service
 from service.keyring import Keyring
+from service.line import Line
 from service.middleware import RequestMiddleware
 from service.openapi import extend_openapi
 from service.records.sink import open_records
@@ -41,7 +43,8 @@ def create_app(settings: Settings) -> FastAPI:
     """
     keyring = None if settings.keys is None else Keyring(settings.keys, _seal(settings))
     telemetry = Telemetry()
-    worker = Worker(settings.queue_size)
+    line = Line(settings.batch_size, settings.batch_wait_ms / 1000)
+    worker = Worker(line, hang_s=settings.hang_timeout_s, on_batch=telemetry.batch)
     records = open_records(settings, telemetry)
     registry = Registry(ModelStore(settings.models), worker, telemetry, settings)
     drift = Drift(registry, settings, telemetry)
@@ -51,6 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry=telemetry,
         worker=worker,
         registry=registry,
+        backlog=Backlog(settings.queue_bytes),
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
         sinks=(drift, shadows) if records is None else (records, drift, shadows),
         records=records,
@@ -121,5 +125,5 @@ def _add_middleware(app: FastAPI, settings: Settings, telemetry: Telemetry) -> N
 async def _start(service: Service) -> None:
     if (threads := service.settings.threads) is not None:
         # On the worker: FAISS and torch keep a count per calling thread.
-        await service.worker.run(lambda: set_threads(threads), time_limit_s=None)
+        await service.worker.run(lambda: set_threads(threads))
     await service.registry.run()

@@ -18,7 +18,7 @@ from starlette.responses import Response
 PROBLEM_JSON = "application/problem+json"
 
 # What nginx logs for a client that left before its answer; nobody receives it.
-_CLIENT_CLOSED_REQUEST = 499
+CLIENT_CLOSED_REQUEST = 499
 
 # An answer must not grow with what a client sends wrong.
 _LONGEST_QUOTE = 80
@@ -67,9 +67,11 @@ INTERNAL_ERROR = ProblemKind("internal-error", 500, "The service made a mistake"
 CATEGORY_UNAVAILABLE = ProblemKind("category-unavailable", 503, "The category is not available")
 RECORDS_UNAVAILABLE = ProblemKind("records-unavailable", 503, "Records cannot be written or read")
 STORE_UNAVAILABLE = ProblemKind("store-unavailable", 503, "The model store cannot be read")
-QUEUE_FULL = ProblemKind("queue-full", 503, "Too many images are waiting")
+QUEUE_FULL = ProblemKind("queue-full", 503, "Too much is waiting")
 WORKER_UNAVAILABLE = ProblemKind("worker-unavailable", 503, "The worker cannot score")
-SCORE_TIMEOUT = ProblemKind("score-timeout", 503, "The score took too long")
+DEVICE_OUT_OF_MEMORY = ProblemKind("device-out-of-memory", 503, "The device has not enough memory")
+DEADLINE_TOO_SHORT = ProblemKind("deadline-too-short", 503, "The answer would come after the deadline")
+DEADLINE_EXCEEDED = ProblemKind("deadline-exceeded", 504, "The deadline has passed")
 
 
 class InvalidParameter(BaseModel):
@@ -229,7 +231,7 @@ def _invalid_parameter(fault: dict[str, Any]) -> InvalidParameter:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def _routes(request: Request) -> str:

@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
 
+from models.detector import Detector
 from models.explanation import Explanation, Method, NotExplainable, check_explainable, explain
 from models.images import ImageError, ImageTooLarge, UnsupportedImage, decode_image
 from models.prediction import Prediction
+from service.backlog import Backlog, TooMuchHeld
 from service.errors import (
+    DEADLINE_EXCEEDED,
+    DEADLINE_TOO_SHORT,
+    DEVICE_OUT_OF_MEMORY,
     IMAGE_TOO_LARGE,
     NOT_EXPLAINABLE,
     QUEUE_FULL,
-    SCORE_TIMEOUT,
+    RECORDS_UNAVAILABLE,
     UNREADABLE_IMAGE,
     UNSUPPORTED_IMAGE,
     WORKER_UNAVAILABLE,
     ProblemError,
 )
-from service.registry import Registry, Served
+from service.line import DeadlineUnmet
+from service.pace import Pace
+from service.registry import SERVED_PROBLEMS, Registry, Served
 from service.security import Caller
 from service.settings import Settings
 from service.telemetry import Telemetry
-from service.worker import QueueFull, Timed, Worker, WorkerUnavailable
+from service.worker import DeviceOutOfMemory, Worker, WorkerUnavailable
 
 if TYPE_CHECKING:
     from service.drift import Drift
@@ -44,7 +53,20 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-_RETRY_AFTER_TIMEOUT_S = "10"
+INSPECTION_PROBLEMS = (
+    *SERVED_PROBLEMS,
+    IMAGE_TOO_LARGE,
+    UNSUPPORTED_IMAGE,
+    UNREADABLE_IMAGE,
+    QUEUE_FULL,
+    RECORDS_UNAVAILABLE,
+    DEVICE_OUT_OF_MEMORY,
+    DEADLINE_TOO_SHORT,
+    DEADLINE_EXCEEDED,
+)
+"""What ``admit`` and ``inspect`` may refuse an image for, whatever protocol it came by."""
+
+_RETRY_AFTER_MEMORY_S = "5"
 _RETRY_AFTER_EXPLANATION_S = "5"
 
 
@@ -53,8 +75,10 @@ class Service:
     """The parts of a running service.
 
     Attributes:
-        images: the pool that decodes and draws.
+        images: the pool that decodes, judges and draws.
+        backlog: what is held in memory for requests.
         drift: the sink that watches whether inspections still are like the calibration.
+        decoding: how long an image takes to be decoded and placed.
         sinks: what takes every inspection, in this order.
         records: the one that records it; None where nothing is recorded.
         explaining: held by the one explanation that is waited for: explanations must not keep scores waiting.
@@ -64,11 +88,23 @@ class Service:
     telemetry: Telemetry
     worker: Worker
     registry: Registry
+    backlog: Backlog
     images: ThreadPoolExecutor
     drift: Drift
     sinks: tuple[Sink, ...] = ()
     records: Records | None = None
     explaining: asyncio.Lock = field(default_factory=asyncio.Lock)
+    decoding: Pace = field(default_factory=Pace)
+    explanations: WeakKeyDictionary[Detector, Pace] = field(default_factory=WeakKeyDictionary)
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait to be decoded or scanned."""
+        return self.backlog.preparing + self.worker.depth
+
+    def explanation_pace(self, detector: Detector) -> Pace:
+        """What an explanation takes."""
+        return self.explanations.setdefault(detector, Pace())
 
 
 @dataclass(frozen=True)
@@ -84,6 +120,7 @@ class Submission:
         output: what was asked for: score, heatmap or explain.
         seconds: by stage, what was spent before.
         begun: when the request arrived, on the clock of ``time.monotonic``.
+        deadline: when its answer is of no more use, on that clock.
         part: the sender's id of the part; None if not given.
         lot: the sender's id of the lot; None if not given.
     """
@@ -95,6 +132,7 @@ class Submission:
     protocol: str
     output: str
     begun: float
+    deadline: float
     seconds: dict[str, float] = field(default_factory=dict)
     part: str | None = None
     lot: str | None = None
@@ -137,27 +175,36 @@ def service_of(request: Request) -> Service:
     return service
 
 
-async def admit(service: Service, category: str, version: int | None = None, *, explained: bool = False) -> Served:
+async def admit(
+    service: Service, category: str, version: int | None = None, *, deadline: float, explained: bool = False
+) -> Served:
     """The version that will score an image, before its bytes are read: refusing must cost less than scoring.
 
     Args:
         version: None for the active one; another one is loaded if it is not in memory.
+        deadline: when the answer is of no more use, on the clock of ``time.monotonic``.
         explained: whether the score will have to be explained.
 
     Raises:
-        ProblemError: there is no such category or version, or the service cannot score, or explain, now.
+        ProblemError: there is no such category or version, or the service cannot score, or explain, now or in time.
     """
-    with _worker_problems(service.settings):
-        async with asyncio.timeout(service.settings.request_timeout_s):
+    with _problems(service):
+        async with _until(deadline, time.monotonic()):
             served = await service.registry.served(category, version)
+    detector = served.detector
     if explained:
         try:
-            check_explainable(served.detector)
+            check_explainable(detector)
         except NotExplainable as error:
             raise ProblemError(NOT_EXPLAINABLE, str(error)) from error
         _check_turn(service)
-    with _worker_problems(service.settings):
-        service.worker.check()
+    with _problems(service):
+        if (unavailable := service.worker.unavailable()) is not None:
+            raise WorkerUnavailable(unavailable)
+        service.backlog.check()
+    if (waiting := service.waiting) >= service.settings.queue_size:
+        raise queue_full(service, f"{waiting} images are waiting, no more may")
+    _check_time(service, detector, deadline, service.explanation_pace(detector) if explained else None)
     return served
 
 
@@ -168,33 +215,105 @@ async def inspect(service: Service, submission: Submission, method: Method | Non
         method: to explain the score by; explanations take longer, so they are made one at a time.
 
     Raises:
-        ProblemError: the image is not acceptable, or the service cannot score now.
+        ProblemError: the image is not acceptable, or the service cannot score now, or not before the deadline.
     """
-    settings, detector, seconds = service.settings, submission.served.detector, dict(submission.seconds)
-
-    def job(image: NDArray[np.uint8]) -> tuple[Prediction, Explanation | None]:
-        if method is None:
-            return detector.predict([image])[0], None
-        explanation = explain(detector, image, method)
-        return explanation.prediction, explanation
-
-    with timed(seconds, "decode"):
-        image = await in_pool(service, partial(_decode, submission.data, settings.max_pixels))
-    digest = in_pool(service, lambda: sha256(submission.data).hexdigest())  # while the worker scores
-    async with nullcontext() if method is None else _turn(service):
-        with _worker_problems(settings):
-            done = await _on_worker(service, partial(job, image))
-    seconds["queue"], seconds["score" if method is None else "explain"] = done.waited_s, done.ran_s
+    seconds = dict(submission.seconds)
+    with _problems(service), service.backlog.holding() as hold:
+        hold(len(submission.data))
+        async with _until(submission.deadline, submission.begun):
+            if method is None:
+                image, digest, prediction = await _score(service, submission, seconds)
+                explanation = None
+            else:
+                image, digest, explanation = await _explain(service, submission, method, seconds)
+                prediction = explanation.prediction
     seconds["total"] = time.monotonic() - submission.begun
     for name, value in seconds.items():
         service.telemetry.stages.labels(name).observe(value)
-    prediction, explanation = done.value
-    inspection = Inspection(submission, datetime.now(UTC), image, await digest, prediction, seconds, explanation)
+    inspection = Inspection(submission, datetime.now(UTC), image, digest, prediction, seconds, explanation)
     served = submission.served
     service.telemetry.verdicts.labels(served.category, served.version, prediction.verdict, submission.output).inc()
     for sink in service.sinks:
         await sink.take(inspection)
     return inspection
+
+
+def queue_full(service: Service, reason: str) -> ProblemError:
+    """The refusal of an image that finds too much waiting, with the time in which that should be done."""
+    retry_after_s = max(1, math.ceil(service.worker.wait_s()))
+    detail = f"{reason}; retry in {retry_after_s} s"
+    return ProblemError(QUEUE_FULL, detail, {"Retry-After": str(retry_after_s)})
+
+
+async def _score(
+    service: Service, submission: Submission, seconds: dict[str, float]
+) -> tuple[NDArray[np.uint8], str, Prediction]:
+    detector = submission.served.detector
+    image, digest, placed = await _decoded(service, submission, seconds, detector.place)
+    assert placed is not None
+    pixels, placement = placed
+    scanned = await service.worker.scan(detector, pixels, submission.deadline)
+    seconds["queue"], seconds["score"] = scanned.waited_s, scanned.ran_s
+    with timed(seconds, "judge"):
+        return image, digest, await in_pool(service, partial(detector.judge, *scanned.value, placement))
+
+
+async def _explain(
+    service: Service, submission: Submission, method: Method, seconds: dict[str, float]
+) -> tuple[NDArray[np.uint8], str, Explanation]:
+    detector = submission.served.detector
+    image, digest, _ = await _decoded(service, submission, seconds)
+    async with _turn(service):
+        job = partial(explain, detector, image, method)
+        explained = await service.worker.run(job, service.explanation_pace(detector))
+    seconds["queue"], seconds["explain"] = explained.waited_s, explained.ran_s
+    return image, digest, explained.value
+
+
+async def _decoded(
+    service: Service,
+    submission: Submission,
+    seconds: dict[str, float],
+    place: Callable[[NDArray[np.uint8]], Result] | None = None,
+) -> tuple[NDArray[np.uint8], str, Result | None]:
+    """The image of a submission, counted as held while anybody has it, its SHA-256, and what ``place`` makes of it."""
+
+    def job() -> tuple[NDArray[np.uint8], str, Result | None]:
+        begun = time.monotonic()
+        image = _decode(submission.data, service.settings.max_pixels)
+        decoded = time.monotonic()
+        seconds["decode"] = decoded - queued
+        digest = sha256(submission.data).hexdigest()
+        placed = None
+        if place is not None:
+            with timed(seconds, "place"):
+                placed = place(image)
+        service.decoding.note(time.monotonic() - begun)
+        return image, digest, placed
+
+    queued, backlog = time.monotonic(), service.backlog
+    with backlog.preparation():
+        image, digest, placed = await in_pool(service, job)
+        backlog.keep(image)
+    return image, digest, placed
+
+
+def _check_time(service: Service, detector: Detector, deadline: float, explanation: Pace | None) -> None:
+    """Refuse an image that could not be answered in time, by the pace of late."""
+    pace = explanation or service.worker.pace(detector)
+    ahead = service.backlog.preparing
+    rounds = 1 + ahead / service.settings.image_threads
+    waiting_s = service.worker.wait_s() + ahead * service.worker.pace(detector).typical_s
+    # Where nothing waits, the fastest time counts: what may be possible is tried.
+    needed_s = waiting_s + rounds * service.decoding.typical_s + pace.typical_s if waiting_s else pace.fastest_s
+    if (left_s := deadline - time.monotonic()) >= needed_s:
+        return
+    retry_after_s = max(1, math.ceil(waiting_s))
+    detail = (
+        f"an answer would take about {needed_s:.3g} s, and {max(0.0, left_s):.3g} s are left until the deadline; "
+        f"retry in {retry_after_s} s, or allow more by the header X-Request-Timeout"
+    )
+    raise ProblemError(DEADLINE_TOO_SHORT, detail, {"Retry-After": str(retry_after_s)})
 
 
 def _check_turn(service: Service) -> None:
@@ -234,21 +353,26 @@ def _decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         raise ProblemError(UNREADABLE_IMAGE, str(error)) from error
 
 
-async def _on_worker(service: Service, job: Callable[[], Result]) -> Timed[Result]:
-    limit = service.settings.request_timeout_s
-    async with asyncio.timeout(limit):
-        return await service.worker.run(job, time_limit_s=limit)
+@asynccontextmanager
+async def _until(deadline: float, begun: float) -> AsyncIterator[None]:
+    """Give the block up at the deadline of a request that arrived when it had ``begun``."""
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            yield
+    except (TimeoutError, DeadlineUnmet) as error:
+        allowed = deadline - begun
+        detail = f"no answer within {allowed:.3g} s; allow more by the header X-Request-Timeout, or send fewer images"
+        raise ProblemError(DEADLINE_EXCEEDED, detail) from error
 
 
 @contextmanager
-def _worker_problems(settings: Settings) -> Iterator[None]:
+def _problems(service: Service) -> Iterator[None]:
     try:
         yield
-    except QueueFull as error:
-        detail = f"{settings.queue_size} images are waiting, no more may; retry in {error.retry_after_s} s"
-        raise ProblemError(QUEUE_FULL, detail, {"Retry-After": str(error.retry_after_s)}) from error
+    except TooMuchHeld as error:
+        raise queue_full(service, str(error)) from error
+    except DeviceOutOfMemory as error:
+        detail = "the device's memory has no room for this image now; retry, or give the service a larger device"
+        raise ProblemError(DEVICE_OUT_OF_MEMORY, detail, {"Retry-After": _RETRY_AFTER_MEMORY_S}) from error
     except WorkerUnavailable as error:
         raise ProblemError(WORKER_UNAVAILABLE, f"{error}; restart the service if it does not by itself") from error
-    except TimeoutError as error:
-        detail = f"no score came within {settings.request_timeout_s:g} s; retry when fewer images are waiting"
-        raise ProblemError(SCORE_TIMEOUT, detail, {"Retry-After": _RETRY_AFTER_TIMEOUT_S}) from error

@@ -200,7 +200,7 @@ class Loader:
             _warm(detector, folder)
             return detector, array_bytes(detector)
 
-        done = await self._worker.run(warm, time_limit_s=None)
+        done = await self._worker.run(warm)
         detector, memory = done.value
         fields = {
             "category": category,

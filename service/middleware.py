@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import INTERNAL_ERROR, problem_response
+from service.errors import CLIENT_CLOSED_REQUEST, INTERNAL_ERROR, problem_response
 from service.telemetry import Telemetry
 
 ID_HEADER = "X-Plumbline-Id"
@@ -69,6 +69,10 @@ class RequestMiddleware:
         route = getattr(request.scope.get("route"), "path", "unmatched")
         method = request.method if request.method in _METHODS else "other"
         self._telemetry.requests.labels(method, route, status or "none").inc()
+        if (
+            reason := "client-left" if status == CLIENT_CLOSED_REQUEST else request.state.log.get("problem")
+        ) is not None:
+            self._telemetry.rejects.labels(reason).inc()
         fields: dict[str, Any] = {
             "id": str(request.state.id),
             "method": request.method,

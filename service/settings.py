@@ -25,7 +25,8 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """The settings of one service process.
 
-    At its worst the service holds ``queue_size + image_threads + 1`` decoded images of ``max_pixels`` x 3 bytes.
+    At its worst the service holds ``queue_bytes``, and ``image_threads`` images being decoded, of ``max_pixels`` x 3
+    bytes each and as much again while they are.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
@@ -64,12 +65,32 @@ class Settings(BaseSettings):
         "never an active version or a shadow",
     )
     image_threads: int = Field(default=2, ge=1, description="images that are decoded or drawn at the same time")
-    queue_size: int = Field(default=32, ge=1, description="images that may wait for the worker; more are told to retry")
+    batch_size: int = Field(default=8, ge=1, description="most images of a category that are scanned together")
+    batch_wait_ms: float = Field(
+        default=0,
+        ge=0,
+        allow_inf_nan=False,
+        description="how long an image waits for others to be scanned with; 0: it is scanned as soon as the worker is "
+        "idle, and batches form of what has come meanwhile",
+    )
+    queue_size: int = Field(default=32, ge=1, description="images that may wait to be scanned; more are told to retry")
+    queue_bytes: int = Field(
+        default=2**30, ge=1, description="bytes of uploads and decoded images that are held; more are told to retry"
+    )
     request_timeout_s: float = Field(
+        default=10,
+        gt=0,
+        allow_inf_nan=False,
+        description="from a request's arrival to its answer, where its header X-Request-Timeout says nothing else",
+    )
+    max_request_timeout_s: float = Field(
+        default=300, gt=0, allow_inf_nan=False, description="most that X-Request-Timeout may ask for"
+    )
+    hang_timeout_s: float = Field(
         default=120,
         gt=0,
         allow_inf_nan=False,
-        description="longest upload, and longest wait for a score; a score that takes longer counts as hung",
+        description="longest scan of an image on the device; a worker that takes longer counts as hung",
     )
     max_upload_bytes: int = Field(default=64 * 2**20, ge=1, description="largest request body")
     max_pixels: int = Field(default=DEFAULT_MAX_PIXELS, ge=1, description="most pixels of an image")
@@ -151,6 +172,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{_named('records_url')} is set and {_named('records')} is 'none': records wait in a folder for their "
                 "database; name one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _timeouts_fit(self) -> Self:
+        if self.request_timeout_s > self.max_request_timeout_s:
+            raise ValueError(
+                f"{_named('request_timeout_s')} is {self.request_timeout_s:g}: it must not be above "
+                f"{_named('max_request_timeout_s')}, which is {self.max_request_timeout_s:g}"
             )
         return self
 

@@ -7,10 +7,12 @@ import time
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
+from fastapi import Header
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect, Request
 
 from models.explanation import Method
+from service.errors import INVALID_REQUEST, ProblemError
 from service.inspection import Inspection, Submission, admit, inspect, service_of, timed
 from service.uploads import read_upload
 
@@ -32,6 +34,32 @@ class InspectionQuery(BaseModel):
     lot: _Label | None = Field(default=None, description="the sender's id of the lot, for the record")
 
 
+def set_deadline(
+    request: Request,
+    timeout_s: Annotated[
+        float | None,
+        Header(
+            alias="X-Request-Timeout",
+            gt=0,
+            allow_inf_nan=False,
+            description="Seconds from the request's arrival until its answer is of no more use. What would come later "
+            "is refused at once (503), or given up as soon as that shows (504). The service's settings have the "
+            "default and the most.",
+        ),
+    ] = None,
+) -> None:
+    """A dependency of routes that score: leaves the deadline, on the clock of ``time.monotonic``, in ``request.state``.
+
+    Raises:
+        ProblemError: more was asked for than the settings allow.
+    """
+    settings = service_of(request).settings
+    if timeout_s is not None and timeout_s > settings.max_request_timeout_s:
+        most = f"at most {settings.max_request_timeout_s:g} s are accepted"
+        raise ProblemError(INVALID_REQUEST, f"header.X-Request-Timeout: it is {timeout_s:g}; {most}")
+    request.state.deadline = request.state.begun + (timeout_s or settings.request_timeout_s)
+
+
 async def inspect_upload(
     request: Request, category: str, query: InspectionQuery, output: str, method: Method | None = None
 ) -> Inspection:
@@ -45,12 +73,13 @@ async def inspect_upload(
         ProblemError: the request or its image is not acceptable, or the service cannot score now.
         ClientDisconnect: the client left; its image is no longer scored if that had not begun.
     """
-    begun, seconds, service = time.monotonic(), dict[str, float](), service_of(request)
-    served = await admit(service, category, query.version, explained=method is not None)
+    seconds, service = dict[str, float](), service_of(request)
+    begun, deadline = request.state.begun, request.state.deadline
+    served = await admit(service, category, query.version, deadline=deadline, explained=method is not None)
     request.state.log.update(category=category, version=served.version)
-    settings = service.settings
     with timed(seconds, "upload"):
-        data = await read_upload(request, max_bytes=settings.max_upload_bytes, timeout_s=settings.request_timeout_s)
+        max_bytes, timeout_s = service.settings.max_upload_bytes, deadline - time.monotonic()
+        data = await read_upload(request, max_bytes=max_bytes, timeout_s=timeout_s)
     submission = Submission(
         id=request.state.id,
         served=served,
@@ -59,6 +88,7 @@ async def inspect_upload(
         protocol="plumbline",
         output=output,
         begun=begun,
+        deadline=deadline,
         seconds=seconds,
         part=query.part,
         lot=query.lot,

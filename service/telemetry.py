@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 # From a rejected request, under a millisecond, to a scan window by window on a CPU.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 _DIFFERENCES = (-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5)
 
@@ -26,12 +27,21 @@ class Telemetry:
         self.verdicts = self._counter("verdicts", "Images scored.", "category", "version", "verdict", "output")
         self.stages = Histogram(
             "plumbline_stage_seconds",
-            "Time of the stages of scoring one image: upload, decode, queue, score or explain, render, total.",
+            "Time of the stages of one image: upload, decode, place, queue, score or explain, judge, render, total.",
             ["stage"],
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.queue_depth = self._gauge("queue_depth", "Jobs that wait for the worker.")
+        self.batches = Histogram(
+            "plumbline_batch_images",
+            "Images of a batch, by why it was released: full, its oldest image had waited, or the worker was idle.",
+            ["reason"],
+            buckets=_IMAGES,
+            registry=self.registry,
+        )
+        self.queue_depth = self._gauge("queue_depth", "Images that wait to be decoded or scanned.")
+        self.queue_bytes = self._gauge("queue_bytes", "Bytes of uploads and decoded images that are held.")
+        self.rejects = self._counter("rejects", "Requests that got a problem instead of an answer.", "reason")
         self.worker_up = self._gauge("worker_up", "1 where the worker can answer, 0 where it is dead or hangs.")
         self.journal_depth = self._gauge("records_journal_depth", "Records that wait for the database.")
         self.journal_bytes = self._gauge("records_journal_bytes", "Bytes of the journal that records wait in.")
@@ -77,6 +87,10 @@ class Telemetry:
             "outcome",
         )
         self.pictures_bytes = self._gauge("pictures_bytes", "Bytes of the images and heatmaps that are kept.")
+
+    def batch(self, images: int, reason: str) -> None:
+        """Count a batch."""
+        self.batches.labels(reason).observe(images)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"plumbline_{name}", text, labels, registry=self.registry)

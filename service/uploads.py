@@ -12,6 +12,7 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 from starlette.requests import Request
 
 from models.images import ACCEPTED_FORMATS
+from service.backlog import TooMuchHeld
 from service.errors import (
     INVALID_REQUEST,
     MALFORMED_MULTIPART,
@@ -21,6 +22,7 @@ from service.errors import (
     ProblemError,
     quote,
 )
+from service.inspection import queue_full, service_of
 
 FIELD = "image"
 _MULTIPART = "multipart/form-data"
@@ -86,7 +88,7 @@ async def _arriving_within(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise ProblemError(
-            UPLOAD_TIMEOUT, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}
+            UPLOAD_TIMEOUT, f"the body did not arrive within {seconds:.3g} s", {"Connection": "close"}
         ) from error
 
 
@@ -99,11 +101,16 @@ async def _limited(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
     if declared.isdecimal() and int(declared) > max_bytes:
         raise too_large
     received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > max_bytes:
-            raise too_large
-        yield chunk
+    with service_of(request).backlog.holding() as hold:  # until it is complete, when ``inspect`` counts it
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > max_bytes:
+                raise too_large
+            try:
+                hold(len(chunk))
+            except TooMuchHeld as error:
+                raise queue_full(service_of(request), str(error)) from error
+            yield chunk
 
 
 async def _read_field(request: Request, max_bytes: int) -> bytes:

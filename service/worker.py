@@ -1,77 +1,71 @@
-"""The one thread that may touch torch and FAISS, and the queue before it.
+"""The one thread that may touch torch and FAISS.
 
 FAISS on a GPU is not safe for two threads even when both only read, and two forward passes at once only fight for the
-same cores; so every use of a detector, loading too, is a job of this thread.
+same cores; so every scan, explanation and loading is work of this thread.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.detector import Detector
+from service.line import MARGIN, Image, Job, Line, Released, Timed, Work
+from service.pace import Pace
 
 Result = TypeVar("Result")
+Maps = tuple[NDArray[np.float32], NDArray[np.float32]]
 
-# Long enough for the job at hand, short enough to stop before a container runtime kills the process.
+# Long enough for the batch at hand, short enough to stop before a container runtime kills the process.
 _STOP_TIMEOUT_S = 8.0
-
-
-class QueueFull(Exception):
-    """As many jobs wait as may; ``retry_after_s`` is when the queue should have moved on."""
-
-    def __init__(self, retry_after_s: int) -> None:
-        self.retry_after_s = retry_after_s
-        super().__init__(f"the queue is full; retry in {retry_after_s} s")
+# Batches that fail one after the other until it is the device's fault, not an image's.
+_MOST_FAILURES = 3
 
 
 class WorkerUnavailable(Exception):
     """The worker is dead, hung or stopping; the message says which."""
 
 
-@dataclass(frozen=True)
-class Timed(Generic[Result]):
-    """A job's result, the seconds it waited and the seconds it ran."""
-
-    value: Result
-    waited_s: float
-    ran_s: float
-
-
-@dataclass
-class _Job:
-    function: Callable[[], Any]
-    time_limit_s: float | None
-    future: Future[Timed[Any]] = field(default_factory=Future)
-    queued_at: float = field(default_factory=time.monotonic)
-    started_at: float | None = None
+class DeviceOutOfMemory(Exception):
+    """The device has not enough memory for this one image."""
 
 
 class Worker:
-    """Runs jobs one after the other on its own thread.
+    """Scans images in batches and runs jobs, on its own thread.
 
     Args:
-        queue_size: jobs with a time limit that may wait.
+        line: where work waits.
+        hang_s: seconds an image may take on the device; a batch that takes longer counts as hung. Jobs may take any
+            time.
+        on_batch: told the size of every batch and why it was released, on the worker's thread.
     """
 
-    def __init__(self, queue_size: int) -> None:
-        self._queue_size = queue_size
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # held where a job is put and where the thread ends, so that no job is forgotten
+    def __init__(self, line: Line, *, hang_s: float, on_batch: Callable[[int, Released], None]) -> None:
+        self._line = line
+        self._hang_s = hang_s
+        self._on_batch = on_batch
+        self._changed = threading.Condition()  # held where the line or its end changes, so that no work is forgotten
         self._ended: str | None = "the worker has not been started"
-        self._running: _Job | None = None
-        self._last_s = 0.0
+        self._running: list[Work] = []
+        self._started_at = 0.0
+        self._failures = 0
+        self._last_error = ""
+        self._paces: WeakKeyDictionary[Detector, Pace] = WeakKeyDictionary()
         self._thread = threading.Thread(target=self._loop, name="worker", daemon=True)
 
     @property
     def depth(self) -> int:
-        """Jobs that wait."""
-        return self._queue.qsize()
+        """Images that wait."""
+        with self._changed:
+            return self._line.images
 
     def start(self) -> None:
         """Start the thread."""
@@ -79,82 +73,171 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Refuse the jobs that wait, finish the one that runs, end the thread."""
+        """Refuse the work that waits, finish what runs, end the thread."""
         self._end("the service is stopping")
-        self._queue.put(None)
         self._thread.join(_STOP_TIMEOUT_S)
 
-    def failure(self) -> str | None:
-        """Why the worker cannot answer now; None where it can."""
+    def unavailable(self) -> str | None:
+        """Why the worker takes no work now; None where it does."""
         if self._ended is not None:
             return self._ended
         if not self._thread.is_alive():
             return "the worker's thread is gone"
-        job = self._running
-        if job is None or job.time_limit_s is None or job.started_at is None:
-            return None
-        if (elapsed := time.monotonic() - job.started_at) > job.time_limit_s:
-            return f"the worker hangs: a job has been running for {elapsed:.0f} s, {job.time_limit_s:g} s are allowed"
+        running, elapsed = self._running, time.monotonic() - self._started_at
+        allowed = self._hang_s * len(running)
+        if running and isinstance(running[0], Image) and elapsed > allowed:
+            return f"the worker hangs: a batch has been running for {elapsed:.0f} s, {allowed:g} s are allowed"
         return None
 
-    def check(self) -> None:
-        """Raise QueueFull or WorkerUnavailable where a job with a time limit would be refused."""
-        if (failure := self.failure()) is not None:
-            raise WorkerUnavailable(failure)
-        if self.depth >= self._queue_size:
-            raise QueueFull(retry_after_s=max(1, math.ceil(self._last_s * (self.depth + 1))))
+    def failure(self) -> str | None:
+        """Why the worker is not healthy: it takes no work, or fails at all of it; None where it is."""
+        if (unavailable := self.unavailable()) is not None:
+            return unavailable
+        if self._failures >= _MOST_FAILURES:
+            return f"the last {self._failures} batches failed, the last one of {self._last_error}"
+        return None
 
-    async def run(self, function: Callable[[], Result], *, time_limit_s: float | None) -> Timed[Result]:
-        """Queue a job and wait for its result; a waiter that is cancelled takes a job not yet begun with it.
+    def pace(self, detector: Detector) -> Pace:
+        """What the scan of one image takes."""
+        with self._changed:
+            return self._paces.setdefault(detector, Pace())
+
+    def wait_s(self) -> float:
+        """How long what is there now should take."""
+        with self._changed:
+            running = sum(work.pace.typical_s for work in self._running)
+            rest = max(0.0, running - (time.monotonic() - self._started_at))
+            return MARGIN * (rest + self._line.seconds)
+
+    async def scan(self, detector: Detector, pixels: NDArray[np.uint8], deadline: float) -> Timed[Maps]:
+        """Queue an image and wait for its score map (h, w) and its anomaly map (S, S).
+
+        A waiter that is cancelled takes an image with it that has not begun.
 
         Args:
-            function: the job.
-            time_limit_s: after as many seconds of running it counts as hung; None for the service's own work, such as
-                loading, which may take any time and is never refused for a full queue.
+            detector: whose images share a batch.
+            pixels: (S, S, 3), as ``Detector.place`` gives them.
+            deadline: on the clock of ``time.monotonic``.
 
         Raises:
-            QueueFull: the job was not queued.
-            WorkerUnavailable: the job was not queued, or the worker died on it or before it.
+            DeadlineUnmet: it was not scanned, for it would have come too late.
+            DeviceOutOfMemory: not even alone did it fit.
+            WorkerUnavailable: it was not queued, or the worker ended before it or with it.
         """
-        job = _Job(function, time_limit_s)
-        waiter = asyncio.wrap_future(job.future)  # before the job is queued: no answer finds nobody waiting
-        with self._lock:
-            if time_limit_s is not None:
-                self.check()
-            elif self._ended is not None:
+        return await self._wait(Image(self.pace(detector), detector, pixels, deadline))
+
+    async def run(self, function: Callable[[], Result], pace: Pace | None = None) -> Timed[Result]:
+        """Queue a job and wait for its result; cancelled, it does not run if it has not begun.
+
+        Args:
+            function: the job; it may take any time.
+            pace: of jobs like this one, to which its time is added.
+
+        Raises:
+            WorkerUnavailable: the job was not queued, or the worker ended before it or with it.
+        """
+        return await self._wait(Job(pace or Pace(), function))
+
+    async def _wait(self, work: Work) -> Timed[Any]:
+        waiter = asyncio.wrap_future(work.future)  # before it is queued: no answer finds nobody waiting
+        with self._changed:
+            if self._ended is not None:
                 raise WorkerUnavailable(self._ended)
-            self._queue.put(job)
-        return await waiter
+            self._line.add(work)
+            self._changed.notify()
+        try:
+            return await waiter
+        finally:
+            with self._changed:
+                self._line.discard(work)
 
     def _loop(self) -> None:
-        while (job := self._queue.get()) is not None:
-            if not job.future.set_running_or_notify_cancel():
-                continue
-            job.started_at = time.monotonic()
-            self._running = job
-            try:
-                value = job.function()
-            except BaseException as error:  # a thread has nobody above it who could hear of it
-                if _is_fatal(error):
-                    self._end(f"the worker died of {type(error).__name__}: {error}")
-                    job.future.set_exception(WorkerUnavailable(self._ended))
-                    return
-                job.future.set_exception(error)
-            else:
-                self._last_s = time.monotonic() - job.started_at
-                job.future.set_result(Timed(value, job.started_at - job.queued_at, self._last_s))
-            finally:
-                self._running = None
+        while self._step():
+            pass
+
+    def _step(self) -> bool:
+        """Do what begins next; False where the worker has ended. Between steps it holds on to no detector."""
+        works = self._next()
+        try:
+            self._do(works)
+        except BaseException as error:  # a thread has nobody above it who could hear of it
+            self._end(f"the worker died of {type(error).__name__}: {error}")
+            for work in works:
+                if not work.future.done():
+                    work.future.set_exception(WorkerUnavailable(self._ended))
+            return False
+        finally:
+            self._running = []
+        return bool(works)
+
+    def _next(self) -> list[Work]:
+        """Wait for work that may begin; none when the worker is to end."""
+        with self._changed:
+            while self._ended is None:
+                works, reason = self._line.take()
+                if works:
+                    self._started_at = time.monotonic()
+                    self._running = works
+                    if reason is not None:
+                        self._on_batch(len(works), reason)
+                    return works
+                self._changed.wait(self._line.patience_s())
+            return []
+
+    def _do(self, works: list[Work]) -> None:
+        """Do the work and answer its waiters; raises what this thread cannot survive."""
+        for job in works:
+            if isinstance(job, Job):
+                try:
+                    self._answer(job, job.function(), self._started_at)
+                except BaseException as error:
+                    if _is_fatal(error):
+                        raise
+                    job.future.set_exception(error)
+        if images := [work for work in works if isinstance(work, Image)]:
+            failure = self._scan(images)
+            self._failures = self._failures + 1 if failure else 0
+            self._last_error = failure or ""
+
+    def _scan(self, images: list[Image]) -> str | None:
+        """Scan a batch; image by image if it fails, so that none has to answer for its neighbours.
+
+        Returns:
+            Why no image of it could be scanned; None where one could.
+        """
+        begun = time.monotonic()
+        try:
+            score_maps, anomaly_maps = images[0].detector.scan.maps(np.stack([image.pixels for image in images]))
+        except Exception as error:
+            if _is_fatal(error):
+                raise
+            if out_of_memory := _is_out_of_memory(error):
+                torch.cuda.empty_cache()  # nothing where there is no GPU
+            if len(images) > 1:
+                failures = [self._scan([image]) for image in images]
+                return failures[-1] if all(failures) else None
+            images[0].future.set_exception(DeviceOutOfMemory(str(error)) if out_of_memory else error)
+            return f"{type(error).__name__}: {error}"
+        for image, *maps in zip(images, score_maps, anomaly_maps, strict=True):
+            self._answer(image, tuple(maps), begun, len(images))
+        return None
+
+    def _answer(self, work: Work, value: Any, begun: float, shared_by: int = 1) -> None:
+        seconds = time.monotonic() - begun
+        work.pace.note(seconds / shared_by)
+        work.future.set_result(Timed(value, begun - work.queued_at, seconds))
 
     def _end(self, reason: str) -> None:
-        with self._lock:
+        with self._changed:
             self._ended = self._ended or reason
-            while not self._queue.empty():
-                job = self._queue.get_nowait()
-                if job is not None and job.future.set_running_or_notify_cancel():
-                    job.future.set_exception(WorkerUnavailable(self._ended))
+            self._line.clear(WorkerUnavailable(self._ended))
+            self._changed.notify()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return "out of memory" in str(error).lower()
 
 
 def _is_fatal(error: BaseException) -> bool:
     """Whether this thread can work no more: a CUDA error (not mere lack of memory) spoils the whole context."""
-    return not isinstance(error, Exception) or "CUDA error" in str(error)
+    return not isinstance(error, Exception) or ("CUDA error" in str(error) and not _is_out_of_memory(error))

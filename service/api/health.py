@@ -53,6 +53,7 @@ async def readyz(request: Request, response: Response) -> Readiness:
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     service = service_of(request)
-    service.telemetry.queue_depth.set(service.worker.depth)
+    service.telemetry.queue_depth.set(service.waiting)
+    service.telemetry.queue_bytes.set(service.backlog.bytes)
     service.telemetry.worker_up.set(service.worker.failure() is None)
     return Response(generate_latest(service.telemetry.registry), media_type=CONTENT_TYPE_LATEST)

@@ -6,6 +6,7 @@ That service ended on 2025-10-31. Programs made for it go on with another ``endp
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -17,14 +18,9 @@ from pydantic import BaseModel, Field
 from models.prediction import Prediction, Verdict
 from service.errors import (
     CATEGORY_UNAVAILABLE,
-    IMAGE_TOO_LARGE,
     INVALID_REQUEST,
     NOT_FOUND,
-    QUEUE_FULL,
-    SCORE_TIMEOUT,
     UNKNOWN_CATEGORY,
-    UNREADABLE_IMAGE,
-    UNSUPPORTED_IMAGE,
     UNSUPPORTED_MEDIA_TYPE,
     UPLOAD_TIMEOUT,
     UPLOAD_TOO_LARGE,
@@ -34,11 +30,11 @@ from service.errors import (
     ProblemKind,
     quote,
 )
-from service.inspection import Submission, admit, in_pool, inspect, service_of, timed
-from service.registry import SERVED_PROBLEMS, Category, CategoryState, version_number
+from service.inspection import INSPECTION_PROBLEMS, Submission, admit, in_pool, inspect, service_of, timed
+from service.registry import Category, CategoryState, version_number
 from service.rendering import render_mask
 from service.security import Scope, requires_signature
-from service.submissions import unless_client_leaves
+from service.submissions import set_deadline, unless_client_leaves
 from service.uploads import read_body
 
 PREFIX = "/2020-11-20"
@@ -102,16 +98,17 @@ async def _body(request: Request) -> bytes:
     if not hasattr(request.state, "body"):
         settings, request.state.seconds = service_of(request).settings, {}
         with timed(request.state.seconds, "upload"):
-            request.state.body = await read_body(
-                request, max_bytes=settings.max_upload_bytes, timeout_s=settings.request_timeout_s
-            )
+            timeout_s = request.state.deadline - time.monotonic()
+            request.state.body = await read_body(request, max_bytes=settings.max_upload_bytes, timeout_s=timeout_s)
     body: bytes = request.state.body
     return body
 
 
 _requires = partial(requires_signature, "lookoutvision", _body)
 
-router = APIRouter(prefix=PREFIX, tags=["lookout for vision"], dependencies=[Depends(_requires())])
+router = APIRouter(
+    prefix=PREFIX, tags=["lookout for vision"], dependencies=[Depends(set_deadline), Depends(_requires())]
+)
 
 ProjectName = Annotated[str, Path(max_length=255, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_\-]*$")]
 ModelVersion = Annotated[str, Path(max_length=10, pattern=r"^([1-9][0-9]*|latest)$")]
@@ -182,16 +179,11 @@ class DescribeProjectResponse(BaseModel):
 @router.post(
     "/projects/{projectName}/models/{modelVersion}/detect",
     responses=ERRORS.responses(
-        *SERVED_PROBLEMS,
         UPLOAD_TIMEOUT,
         UPLOAD_TOO_LARGE,
-        IMAGE_TOO_LARGE,
         UNSUPPORTED_MEDIA_TYPE,
-        UNSUPPORTED_IMAGE,
         INVALID_REQUEST,
-        UNREADABLE_IMAGE,
-        QUEUE_FULL,
-        SCORE_TIMEOUT,
+        *INSPECTION_PROBLEMS,
     ),
     openapi_extra={
         "requestBody": {
@@ -210,7 +202,7 @@ async def detect_anomalies(
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, detail)
     service = service_of(request)
     version = None if modelVersion == "latest" else version_number(modelVersion)
-    served = await admit(service, projectName, version)
+    served = await admit(service, projectName, version, deadline=request.state.deadline)
     request.state.log.update(category=projectName, version=served.version)
     data = await _body(request)
     submission = Submission(
@@ -221,6 +213,7 @@ async def detect_anomalies(
         protocol="lookout",
         output="score",
         begun=request.state.begun,
+        deadline=request.state.deadline,
         seconds=request.state.seconds,
     )
     inspection = await unless_client_leaves(request, inspect(service, submission))

@@ -20,12 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.prediction import Prediction
 from service.api.health import healthz, readyz
 from service.errors import (
-    IMAGE_TOO_LARGE,
     INVALID_REQUEST,
-    QUEUE_FULL,
-    SCORE_TIMEOUT,
-    UNREADABLE_IMAGE,
-    UNSUPPORTED_IMAGE,
     UNSUPPORTED_MEDIA_TYPE,
     UPLOAD_TIMEOUT,
     UPLOAD_TOO_LARGE,
@@ -35,7 +30,7 @@ from service.errors import (
     ProblemKind,
     quote,
 )
-from service.inspection import Submission, admit, in_pool, inspect, service_of, timed
+from service.inspection import INSPECTION_PROBLEMS, Submission, admit, in_pool, inspect, service_of, timed
 from service.oip_codec import (
     BYTES,
     FP32,
@@ -52,7 +47,7 @@ from service.oip_codec import (
 )
 from service.registry import SERVED_PROBLEMS, Served, version_number
 from service.security import Scope, requires
-from service.submissions import unless_client_leaves
+from service.submissions import set_deadline, unless_client_leaves
 from service.uploads import read_body
 
 PREFIX = "/v2"
@@ -233,20 +228,15 @@ _INFER: dict[str, Any] = {
     "responses": {
         200: {"model": InferResponse, "content": {"application/octet-stream": {}}},
         **ERRORS.responses(
-            *SERVED_PROBLEMS,
             UPLOAD_TIMEOUT,
             UPLOAD_TOO_LARGE,
-            IMAGE_TOO_LARGE,
             UNSUPPORTED_MEDIA_TYPE,
-            UNSUPPORTED_IMAGE,
             INVALID_REQUEST,
-            UNREADABLE_IMAGE,
-            QUEUE_FULL,
-            SCORE_TIMEOUT,
+            *INSPECTION_PROBLEMS,
         ),
     },
     "openapi_extra": _BODY,
-    "dependencies": [Depends(requires(Scope.SCORE))],
+    "dependencies": [Depends(requires(Scope.SCORE)), Depends(set_deadline)],
 }
 
 
@@ -257,12 +247,12 @@ async def infer(model: str, request: Request, version: str | None = None) -> Res
 
     Request parameters `part` and `lot` go into the records of all its images.
     """
-    begun, seconds, service = time.monotonic(), dict[str, float](), service_of(request)
-    served = await admit(service, model, _number(version))
+    seconds, service = dict[str, float](), service_of(request)
+    served = await admit(service, model, _number(version), deadline=request.state.deadline)
     request.state.log.update(category=model, version=served.version)
     with timed(seconds, "upload"):
         asked = await _read(request)
-    results = await unless_client_leaves(request, _inspect_all(request, served, asked, begun, seconds))
+    results = await unless_client_leaves(request, _inspect_all(request, served, asked, seconds))
     request.state.log.update(images=len(results))
     head = {"model_name": model, "model_version": str(served.version)} | ({} if asked.id is None else {"id": asked.id})
     body, length = await in_pool(service, partial(render, head, _tensors(served, results), asked.outputs))
@@ -282,7 +272,8 @@ async def _read(request: Request) -> InferRequest:
     if coding != "identity" and coding not in _CODINGS:
         detail = f"content encoding {quote(coding)} is not accepted; send it plain, or as {' or '.join(_CODINGS)}"
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, detail)
-    body = await read_body(request, max_bytes=settings.max_upload_bytes, timeout_s=settings.request_timeout_s)
+    timeout_s = request.state.deadline - time.monotonic()
+    body = await read_body(request, max_bytes=settings.max_upload_bytes, timeout_s=timeout_s)
     length = request.headers.get(HEADER_LENGTH)
 
     def read() -> InferRequest:
@@ -301,7 +292,7 @@ class _Result:
 
 
 async def _inspect_all(
-    request: Request, served: Served, asked: InferRequest, begun: float, seconds: dict[str, float]
+    request: Request, served: Served, asked: InferRequest, seconds: dict[str, float]
 ) -> list[_Result]:
     """Inspect the images, a few at a time; the first that fails takes those that wait with it."""
     service, places = service_of(request), asyncio.Semaphore(_AT_ONCE)
@@ -315,7 +306,8 @@ async def _inspect_all(
                 caller=request.state.caller,
                 protocol="oip",
                 output="score",
-                begun=begun,
+                begun=request.state.begun,
+                deadline=request.state.deadline,
                 seconds=seconds,
                 part=asked.part,
                 lot=asked.lot,

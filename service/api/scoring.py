@@ -15,22 +15,15 @@ from models.explanation import Method
 from models.geometry import Box
 from service.answers import Score, score_of
 from service.errors import (
-    IMAGE_TOO_LARGE,
     INVALID_REQUEST,
     MALFORMED_MULTIPART,
     NOT_EXPLAINABLE,
-    QUEUE_FULL,
-    RECORDS_UNAVAILABLE,
-    SCORE_TIMEOUT,
-    UNREADABLE_IMAGE,
-    UNSUPPORTED_IMAGE,
     UNSUPPORTED_MEDIA_TYPE,
     UPLOAD_TIMEOUT,
     UPLOAD_TOO_LARGE,
     problem_responses,
 )
-from service.inspection import Inspection, Service, in_pool, service_of, timed
-from service.registry import SERVED_PROBLEMS
+from service.inspection import INSPECTION_PROBLEMS, Inspection, Service, in_pool, service_of, timed
 from service.rendering import (
     DEFAULT_OPACITY,
     SCALE_END,
@@ -42,24 +35,22 @@ from service.rendering import (
     render_raw,
 )
 from service.security import Scope, requires
-from service.submissions import InspectionQuery, inspect_upload
+from service.submissions import InspectionQuery, inspect_upload, set_deadline
 from service.uploads import REQUEST_BODY
 
-router = APIRouter(prefix="/v1/categories/{category}", tags=["scoring"], dependencies=[Depends(requires(Scope.SCORE))])
+router = APIRouter(
+    prefix="/v1/categories/{category}",
+    tags=["scoring"],
+    dependencies=[Depends(requires(Scope.SCORE)), Depends(set_deadline)],
+)
 
 _PROBLEM_KINDS = (
-    *SERVED_PROBLEMS,
     MALFORMED_MULTIPART,
     UPLOAD_TIMEOUT,
     UPLOAD_TOO_LARGE,
-    IMAGE_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE,
-    UNSUPPORTED_IMAGE,
     INVALID_REQUEST,
-    UNREADABLE_IMAGE,
-    QUEUE_FULL,
-    RECORDS_UNAVAILABLE,
-    SCORE_TIMEOUT,
+    *INSPECTION_PROBLEMS,
 )
 _PROBLEMS = problem_responses(*_PROBLEM_KINDS)
 

@@ -17,7 +17,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from PIL import Image
 
-from models.detector import Detector
+from models.detector import Detector, Scan
 from models.prediction import Prediction, Verdict
 from models.store import ModelStore
 from service.api.lookout import confidence
@@ -168,15 +168,15 @@ class TestRefused:
         assert "Message" in response.json()
 
     def test_full_queue(self, serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        entered, opened, predict = threading.Event(), threading.Event(), Detector.predict
+        entered, opened, maps = threading.Event(), threading.Event(), Scan.maps
 
-        def held(self: Detector, *arguments: Any) -> Any:
+        def held(self: Scan, *arguments: Any) -> Any:
             entered.set()
             assert opened.wait(60)
-            return predict(self, *arguments)
+            return maps(self, *arguments)
 
         with serve(models, queue_size=1) as client, ThreadPoolExecutor(2) as pool:
-            monkeypatch.setattr(Detector, "predict", held)
+            monkeypatch.setattr(Scan, "maps", held)
             lookout = connect(client.base_url)
             first = pool.submit(detect, connect(client.base_url), encode(part(100)))
             assert entered.wait(60)

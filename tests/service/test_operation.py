@@ -17,9 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from models.artifact import write_manifest
-from models.detector import Detector
+from models.detector import Detector, Scan
 from models.geometry import ScanGeometry
-from models.prediction import Prediction
 from models.store import ModelStore
 from tests.service.conftest import Serve
 from tests.service.support import CATEGORY, assert_problem, encode, make_detector, part, post_head, wait_until
@@ -45,25 +44,25 @@ def metric(client: httpx.Client, name: str, **labels: str) -> float:
 
 
 class Gate:
-    """Holds the worker inside ``Detector.predict`` until it is opened."""
+    """Holds the worker inside ``Scan.maps`` until it is opened."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
         self.open = threading.Event()
-        self.calls = 0
+        self.images = 0
 
 
 @contextmanager
 def held_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, predict = Gate(), Detector.predict
+    gate, maps = Gate(), Scan.maps
 
-    def held(self: Detector, images: list[NDArray[np.uint8]]) -> list[Prediction]:
-        gate.calls += 1
+    def held(self: Scan, images: NDArray[np.uint8]) -> Any:
+        gate.images += len(images)
         gate.entered.set()
         assert gate.open.wait(60)
-        return predict(self, images)
+        return maps(self, images)
 
-    monkeypatch.setattr(Detector, "predict", held)
+    monkeypatch.setattr(Scan, "maps", held)
     try:
         yield gate
     finally:
@@ -71,10 +70,10 @@ def held_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    def predict(self: Detector, images: Any) -> list[Prediction]:
+    def maps(self: Scan, images: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(Detector, "predict", predict)
+    monkeypatch.setattr(Scan, "maps", maps)
 
 
 def test_healthy_and_ready(client: httpx.Client) -> None:
@@ -212,13 +211,13 @@ def test_dead_worker_is_not_healthy(
 def test_dead_worker_answers_those_who_wait(serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, release = threading.Event(), threading.Event()
 
-    def predict(self: Detector, images: Any) -> list[Prediction]:
+    def maps(self: Scan, images: Any) -> Any:
         entered.set()
         assert release.wait(60)
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with serve(models) as client, ThreadPoolExecutor(3) as pool:
-        monkeypatch.setattr(Detector, "predict", predict)
+        monkeypatch.setattr(Scan, "maps", maps)
         waiting = [pool.submit(send, client)]
         assert entered.wait(60)
         waiting += [pool.submit(send, client) for _ in range(2)]
@@ -231,8 +230,8 @@ def test_dead_worker_answers_those_who_wait(serve: Serve, models: Path, monkeypa
 def test_hung_worker_is_not_healthy_until_it_moves_on(
     serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serve(models, request_timeout_s=2) as client, held_worker(monkeypatch) as gate:
-        assert_problem(send(client), 503, "score-timeout", "2 s")
+    with serve(models, request_timeout_s=2, hang_timeout_s=2) as client, held_worker(monkeypatch) as gate:
+        assert_problem(send(client), 504, "deadline-exceeded", "2 s")
         wait_until(lambda: client.get("/healthz").status_code == 503)
         assert "hangs" in client.get("/healthz").json()["reason"]
         assert_problem(send(client), 503, "worker-unavailable", "hangs")
@@ -271,7 +270,7 @@ def test_image_of_a_client_that_left_is_not_scored(serve: Serve, models: Path, m
         gate.open.set()
         assert first.result().status_code == 200
         assert send(client).status_code == 200
-        assert gate.calls == 2
+        assert gate.images == 2
 
 
 def test_upload_that_never_ends(serve: Serve, models: Path) -> None:

@@ -2,17 +2,38 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
-from service.worker import QueueFull, Worker, WorkerUnavailable
+from models.detector import Detector, Scan
+from service.line import DeadlineUnmet, Line, Released
+from service.pace import Pace
+from service.worker import DeviceOutOfMemory, Worker, WorkerUnavailable
+from tests.service.support import make_detector, part, wait_until
+
+
+@pytest.fixture(scope="module")
+def own_detector() -> Detector:
+    return make_detector()
+
+
+def make_worker(
+    batches: list[tuple[int, Released]] | None = None, *, batch_size: int = 8, hang_s: float = 60
+) -> Worker:
+    seen = [] if batches is None else batches
+    return Worker(Line(batch_size, 0), hang_s=hang_s, on_batch=lambda size, reason: seen.append((size, reason)))
 
 
 @asynccontextmanager
-async def running(queue_size: int = 4) -> AsyncIterator[Worker]:
-    worker = Worker(queue_size)
+async def running(*arguments: Any, **options: Any) -> AsyncIterator[Worker]:
+    worker = make_worker(*arguments, **options)
     worker.start()
     try:
         yield worker
@@ -20,16 +41,53 @@ async def running(queue_size: int = 4) -> AsyncIterator[Worker]:
         await asyncio.to_thread(worker.stop)
 
 
+class Gate:
+    """A job that holds the worker until it is opened."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self) -> str:
+        self.entered.set()
+        assert self.opened.wait(60)
+        return "finished"
+
+
+@asynccontextmanager
+async def held(worker: Worker) -> AsyncIterator[Gate]:
+    gate = Gate()
+    job = asyncio.create_task(worker.run(gate))
+    await asyncio.to_thread(gate.entered.wait, 60)
+    try:
+        yield gate
+    finally:
+        gate.opened.set()
+        assert (await job).value == "finished"
+
+
+def soon() -> float:
+    return time.monotonic() + 600
+
+
+def placed(detector: Detector, count: int) -> list[NDArray[np.uint8]]:
+    return [detector.place(part(seed))[0] for seed in range(count)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    await asyncio.to_thread(wait_until, condition)
+
+
 def test_jobs_run_in_order_on_one_thread_of_its_own() -> None:
     async def main() -> None:
-        async with running(queue_size=100) as worker:
+        async with running() as worker:
             order: list[int] = []
 
             def job(number: int) -> int:
                 order.append(number)
                 return threading.get_ident()
 
-            jobs = [worker.run(lambda number=number: job(number), time_limit_s=9) for number in range(50)]  # type: ignore[misc]
+            jobs = [worker.run(lambda number=number: job(number)) for number in range(50)]  # type: ignore[misc]
             threads = {done.value for done in await asyncio.gather(*jobs)}
             assert order == list(range(50))
             assert len(threads) == 1
@@ -38,93 +96,241 @@ def test_jobs_run_in_order_on_one_thread_of_its_own() -> None:
     asyncio.run(main())
 
 
+def test_images_that_wait_are_one_batch_and_each_has_its_own_maps(own_detector: Detector) -> None:
+    async def main() -> None:
+        batches: list[tuple[int, Released]] = []
+        images = placed(own_detector, 5)
+        async with running(batches, batch_size=3) as worker:
+            async with held(worker) as gate:
+                scans = [asyncio.create_task(worker.scan(own_detector, image, soon())) for image in images]
+                await until(lambda: worker.depth == 5)
+                gate.opened.set()
+                results = await asyncio.gather(*scans)
+            assert batches == [(3, Released.FULL), (2, Released.IDLE)]
+            for image, result in zip(images, results, strict=True):
+                score_map, anomaly_map = (maps[0] for maps in own_detector.scan.maps(image[None]))
+                np.testing.assert_allclose(result.value[0], score_map, atol=1e-5)
+                np.testing.assert_allclose(result.value[1], anomaly_map, atol=1e-5)
+            assert worker.pace(own_detector).typical_s > 0
+            assert results[-1].waited_s > 0
+
+    asyncio.run(main())
+
+
+def test_a_detector_that_is_idle_is_not_kept(own_detector: Detector) -> None:
+    async def main() -> None:
+        async with running() as worker:
+            detector = make_detector()
+            await worker.scan(detector, placed(detector, 1)[0], soon())
+            await worker.run(lambda: None)
+            assert len(worker._paces) == 1
+            del detector
+            await until(lambda: len(worker._paces) == 0)
+
+    asyncio.run(main())
+
+
 def test_error_is_the_jobs_own() -> None:
     async def main() -> None:
         async with running() as worker:
-            with pytest.raises(ZeroDivisionError):
-                await worker.run(lambda: 1 / 0, time_limit_s=9)
+            for _ in range(5):
+                with pytest.raises(ZeroDivisionError):
+                    await worker.run(lambda: 1 / 0)
             assert worker.failure() is None
-            assert (await worker.run(lambda: 7, time_limit_s=9)).value == 7
+            assert (await worker.run(lambda: 7)).value == 7
 
     asyncio.run(main())
 
 
-def test_own_work_is_queued_where_others_are_refused() -> None:
+def test_cancelled_work_does_not_run(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        entered, release = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            entered.set()
-            release.wait(60)
-
-        async with running(queue_size=1) as worker:
-            held = asyncio.create_task(worker.run(hold, time_limit_s=60))
-            while not entered.is_set():
-                await asyncio.sleep(0)
-            waiting = asyncio.create_task(worker.run(lambda: 1, time_limit_s=60))
-            own = asyncio.create_task(worker.run(lambda: 2, time_limit_s=None))
-            while worker.depth < 2:
-                await asyncio.sleep(0)
-            with pytest.raises(QueueFull) as refused:
-                await worker.run(lambda: 3, time_limit_s=60)
-            assert refused.value.retry_after_s >= 1
-            release.set()
-            assert (await waiting).value == 1
-            assert (await own).value == 2
-            await held
-
-    asyncio.run(main())
-
-
-def test_cancelled_job_does_not_run() -> None:
-    async def main() -> None:
-        release, ran = threading.Event(), threading.Event()
+        ran = threading.Event()
+        monkeypatch.setattr(Scan, "maps", lambda *_: ran.set())
         async with running() as worker:
-            held = asyncio.create_task(worker.run(release.wait, time_limit_s=60))
-            cancelled = asyncio.create_task(worker.run(ran.set, time_limit_s=60))
-            while worker.depth == 0:
-                await asyncio.sleep(0)
-            cancelled.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await cancelled
-            release.set()
-            await held
-            await worker.run(lambda: None, time_limit_s=60)
+            async with held(worker):
+                job = asyncio.create_task(worker.run(ran.set))
+                scan = asyncio.create_task(worker.scan(own_detector, placed(own_detector, 1)[0], soon()))
+                await until(lambda: worker.depth == 1)
+                for task in (job, scan):
+                    task.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+                assert worker.depth == 0
+            await worker.run(lambda: None)
             assert not ran.is_set()
 
     asyncio.run(main())
 
 
-def test_stopping_answers_everyone() -> None:
+def test_an_image_that_is_too_late_is_not_scanned(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        entered, release = threading.Event(), threading.Event()
+        monkeypatch.setattr(Scan, "maps", lambda *_: pytest.fail("scanned"))
+        async with running() as worker:
+            with pytest.raises(DeadlineUnmet):
+                await worker.scan(own_detector, placed(own_detector, 1)[0], time.monotonic() - 1)
+            assert worker.failure() is None
 
-        def hold() -> str:
-            entered.set()
-            release.wait(60)
-            return "finished"
+    asyncio.run(main())
 
-        worker = Worker(4)
+
+def test_stopping_answers_everyone(own_detector: Detector) -> None:
+    async def main() -> None:
+        worker = make_worker()
         worker.start()
-        held = asyncio.create_task(worker.run(hold, time_limit_s=60))
-        await asyncio.to_thread(entered.wait, 60)
-        waiting = asyncio.create_task(worker.run(lambda: 1, time_limit_s=60))
-        while worker.depth == 0:
-            await asyncio.sleep(0)
-        stopping = asyncio.create_task(asyncio.to_thread(worker.stop))
-        with pytest.raises(WorkerUnavailable, match="stopping"):
-            await waiting
-        release.set()
-        await stopping
-        assert (await held).value == "finished"
+        async with held(worker) as gate:
+            waiting = asyncio.create_task(worker.run(lambda: 1))
+            image = asyncio.create_task(worker.scan(own_detector, placed(own_detector, 1)[0], soon()))
+            await until(lambda: worker.depth == 1)
+            stopping = asyncio.create_task(asyncio.to_thread(worker.stop))
+            for task in (waiting, image):
+                with pytest.raises(WorkerUnavailable, match="stopping"):
+                    await task
+            gate.opened.set()
+            await stopping
         with pytest.raises(WorkerUnavailable):
-            await worker.run(lambda: 1, time_limit_s=60)
-        with pytest.raises(WorkerUnavailable):
-            await worker.run(lambda: 1, time_limit_s=None)
+            await worker.run(lambda: 1)
 
     asyncio.run(main())
 
 
 def test_never_started() -> None:
-    with pytest.raises(WorkerUnavailable, match="started"):
-        Worker(1).check()
+    assert "started" in (make_worker().unavailable() or "")
+
+
+class Device:
+    """Stands in for ``Scan.maps``: what it raises depends on what it is given."""
+
+    def __init__(self, fault: Callable[[NDArray[np.uint8]], BaseException | None]) -> None:
+        self.maps = Scan.maps
+        self.fault = fault
+        self.sizes: list[int] = []
+
+    def __call__(self, scan: Scan, images: NDArray[np.uint8]) -> Any:
+        self.sizes.append(len(images))
+        if (error := self.fault(images)) is not None:
+            raise error
+        return self.maps(scan, images)
+
+
+async def scan_together(worker: Worker, detector: Detector, images: list[NDArray[np.uint8]]) -> list[Any]:
+    async with held(worker) as gate:
+        scans = [asyncio.create_task(worker.scan(detector, image, soon())) for image in images]
+        await until(lambda: worker.depth == len(images))
+        gate.opened.set()
+        return await asyncio.gather(*scans, return_exceptions=True)
+
+
+def patched(monkeypatch: pytest.MonkeyPatch, fault: Callable[[NDArray[np.uint8]], BaseException | None]) -> Device:
+    device = Device(fault)
+    monkeypatch.setattr(Scan, "maps", lambda scan, images: device(scan, images))
+    return device
+
+
+def test_a_batch_that_does_not_fit_is_scanned_image_by_image(
+    own_detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = patched(
+        monkeypatch, lambda images: torch.OutOfMemoryError("CUDA out of memory.") if len(images) > 1 else None
+    )
+
+    async def main() -> None:
+        async with running() as worker:
+            results = await scan_together(worker, own_detector, placed(own_detector, 3))
+            assert device.sizes == [3, 1, 1, 1]
+            assert all(result.value[0].shape == (57, 57) for result in results)
+            assert worker.failure() is None
+
+    asyncio.run(main())
+
+
+def test_an_image_that_fails_fails_alone(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = placed(own_detector, 3)
+    bad = images[1]
+
+    def fault(batch: NDArray[np.uint8]) -> BaseException | None:
+        return torch.OutOfMemoryError("CUDA out of memory.") if any((one == bad).all() for one in batch) else None
+
+    patched(monkeypatch, fault)
+
+    async def main() -> None:
+        async with running() as worker:
+            first, second, third = await scan_together(worker, own_detector, images)
+            assert isinstance(second, DeviceOutOfMemory)
+            assert first.value[0].shape == third.value[0].shape
+            assert worker.failure() is None
+
+    asyncio.run(main())
+
+
+def test_a_device_that_keeps_failing_is_not_healthy_until_it_works(
+    own_detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = threading.Event()
+    broken.set()
+    patched(
+        monkeypatch, lambda _: RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED") if broken.is_set() else None
+    )
+
+    async def main() -> None:
+        [image] = placed(own_detector, 1)
+        async with running() as worker:
+            for count in range(3):
+                assert worker.failure() is None, count
+                with pytest.raises(RuntimeError, match="CUDNN"):
+                    await worker.scan(own_detector, image, soon())
+            await until(lambda: worker.failure() is not None)
+            assert "last 3 batches failed" in (worker.failure() or "")
+            assert worker.unavailable() is None
+            broken.clear()
+            await worker.scan(own_detector, image, soon())
+            await until(lambda: worker.failure() is None)
+
+    asyncio.run(main())
+
+
+def test_a_cuda_error_ends_the_worker_at_once(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    patched(monkeypatch, lambda _: RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+    async def main() -> None:
+        async with running() as worker:
+            for result in await scan_together(worker, own_detector, placed(own_detector, 2)):
+                assert isinstance(result, WorkerUnavailable)
+            assert "illegal memory access" in (worker.failure() or "")
+            with pytest.raises(WorkerUnavailable, match="illegal"):
+                await worker.run(lambda: 1)
+
+    asyncio.run(main())
+
+
+def test_a_batch_may_hang_and_a_job_may_not(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    monkeypatch.setattr(Scan, "maps", lambda *_: gate())
+
+    async def main() -> None:
+        async with running(hang_s=0.01) as worker:
+            async with held(worker):
+                await asyncio.sleep(0.1)
+                assert worker.unavailable() is None
+            scan = asyncio.create_task(worker.scan(own_detector, placed(own_detector, 1)[0], soon()))
+            await until(lambda: "hangs" in (worker.unavailable() or ""))
+            gate.opened.set()
+            with pytest.raises((ValueError, TypeError)):  # the gate's answer is no pair of maps
+                await scan
+            await until(lambda: worker.unavailable() is None)
+
+    asyncio.run(main())
+
+
+def test_an_explanation_counts_in_what_there_is_to_do() -> None:
+    async def main() -> None:
+        pace = Pace()
+        pace.note(600)
+        async with running() as worker:
+            assert worker.wait_s() == 0
+            async with held(worker):
+                waiting = asyncio.create_task(worker.run(lambda: None, pace))
+                await until(lambda: worker.wait_s() > 600)
+            await waiting
+            assert worker.wait_s() == 0
+
+    asyncio.run(main())
