@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +23,8 @@ DIFFERENCES = 2**19  # entries of the differences to neighbours held at once: 2 
 class Bank:
     """Embeddings on a FAISS flat index (exact search), held once where scores are computed.
 
-    FAISS on a GPU is not safe to call from two threads, even to read: a bank there has one owner.
+    FAISS on a GPU is not safe to call from two threads, even to read: a bank there has one owner. Its scratch memory
+    (1.5 GiB on most GPUs) is one for all banks that a thread searches.
 
     Args:
         index: a flat L2 index of the embeddings.
@@ -36,8 +38,7 @@ class Bank:
         self._index = index
         memory = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
         self.vectors = torch.from_numpy(memory).to(device)
-        on_gpu = device.type == "cuda" and faiss.get_num_gpus() > 0
-        self._resources = faiss.StandardGpuResources() if on_gpu else None
+        self._on_gpu = device.type == "cuda" and faiss.get_num_gpus() > 0
 
     @classmethod
     def of(cls, X: NDArray[np.float32], device: torch.device) -> Self:
@@ -73,13 +74,23 @@ class Bank:
 
     def _search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Squared distances to the nearest embeddings, and which they are: (n, count) each, on the device."""
-        if self._resources is not None and count <= GPU_NEIGHBOURS:
+        if self._on_gpu and count <= GPU_NEIGHBOURS:
             device = self.vectors.device.index
-            found = faiss.knn_gpu(self._resources, queries, self.vectors, count, device=device)
+            found = faiss.knn_gpu(_gpu_resources(), queries, self.vectors, count, device=device)
         else:
             found = self._index.search(queries.cpu(), count)
         distances, neighbours = (tensor.to(self.vectors.device) for tensor in found)
         return distances, neighbours
+
+
+_of_thread = threading.local()
+
+
+def _gpu_resources() -> Any:
+    """FAISS's scratch memory of the calling thread."""
+    if not hasattr(_of_thread, "resources"):
+        _of_thread.resources = faiss.StandardGpuResources()
+    return _of_thread.resources
 
 
 class BankDensity(Density):
