@@ -24,6 +24,7 @@ class OperatingPoint(BaseModel):
         pixel_threshold: an anomaly map's values above it form regions.
         false_reject_rate: the share of good parts that the thresholds were set to reject.
         review_band: (low, high) around the image threshold; scores in it are for a person to judge.
+        invalidity_threshold: an image whose invalidity is above it is invalid; a large value lets every image through.
     """
 
     # A NaN threshold would pass every part.
@@ -33,6 +34,7 @@ class OperatingPoint(BaseModel):
     pixel_threshold: float
     false_reject_rate: float = Field(gt=0, lt=1)
     review_band: tuple[float, float] | None = None
+    invalidity_threshold: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _band_holds_threshold(self) -> OperatingPoint:
@@ -40,8 +42,10 @@ class OperatingPoint(BaseModel):
             raise ValueError(f"review_band {self.review_band} does not hold image_threshold {self.image_threshold}")
         return self
 
-    def verdict(self, image_score: float) -> Verdict:
-        """The decision on one image."""
+    def verdict(self, image_score: float, invalidity: float | None = None) -> Verdict:
+        """The decision on one image; one that does not show the product is invalid, whatever its score."""
+        if invalidity is not None and invalidity > self.invalidity_threshold:
+            return Verdict.INVALID
         if self.review_band is not None and self.review_band[0] < image_score <= self.review_band[1]:
             return Verdict.REVIEW
         return Verdict.DEFECTIVE if image_score > self.image_threshold else Verdict.GOOD

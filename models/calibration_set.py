@@ -20,10 +20,21 @@ from models.region_of_interest import RegionOfInterest
 CALIBRATION_FILE = "calibration.safetensors"
 
 
-class MapsImages(Protocol):
-    """What turns inputs (B, S, S, 3) into score maps (B, h, w) and anomaly maps (B, S, S): a scan or an ensemble."""
+class Seen(Protocol):
+    """What was seen in B inputs; ``models.detector.Look``."""
 
-    def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+    @property
+    def score_maps(self) -> NDArray[np.float32]: ...
+    @property
+    def anomaly_maps(self) -> NDArray[np.float32]: ...
+    @property
+    def summaries(self) -> NDArray[np.float32]: ...
+
+
+class LooksAtImages(Protocol):
+    """What looks at inputs (B, S, S, 3): a scan or an ensemble."""
+
+    def look(self, images: NDArray[np.uint8]) -> Seen: ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,7 @@ class CalibrationSet:
     Attributes:
         scores: the calibration as the detector was made with it.
         score_maps: (n, h, w) float32.
+        summaries: (n, D) float32, as ``models.validity.summarise`` makes them.
         contents: where each image lies in its input.
         inputs: (n, S, S, 3) uint8, the images as they were scanned; of a loaded set they stay on the disk, mapped,
             until they are looked at.
@@ -45,13 +57,17 @@ class CalibrationSet:
 
     scores: Calibration
     score_maps: NDArray[np.float32]
+    summaries: NDArray[np.float32]
     contents: tuple[Box, ...]
     inputs: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        counts = [len(self.scores), len(self.score_maps), len(self.contents), len(self.inputs)]
-        if len(set(counts)) > 1:
-            raise ValueError(f"a calibration set has scores, score maps, contents and inputs of {counts} images")
+        parts = (self.scores, self.score_maps, self.summaries, self.contents, self.inputs)
+        if len({len(part) for part in parts}) > 1:
+            raise ValueError(
+                "a calibration set has scores, score maps, summaries, contents and inputs of "
+                f"{', '.join(str(len(part)) for part in parts)} images"
+            )
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -77,6 +93,7 @@ class CalibrationSet:
             "image_scores": self.scores.image_scores,
             "map_maxima": self.scores.map_maxima,
             "score_maps": self.score_maps,
+            "summaries": self.summaries,
             "contents": np.array(boxes, np.int64),
             "inputs": self.inputs,
         }
@@ -94,13 +111,14 @@ class CalibrationSet:
         return cls(
             Calibration(arrays["image_scores"], arrays["map_maxima"]),
             arrays["score_maps"],
+            arrays["summaries"],
             tuple(Box(x=x, y=y, width=width, height=height) for x, y, width, height in arrays["contents"].tolist()),
             arrays["inputs"],
         )
 
 
 def calibrate(
-    scan: MapsImages, geometry: ScanGeometry, inputs: NDArray[np.uint8], contents: Sequence[Box]
+    scan: LooksAtImages, geometry: ScanGeometry, inputs: NDArray[np.uint8], contents: Sequence[Box]
 ) -> CalibrationSet:
     """Scan good images that neither the encoder nor the density has seen, one at a time.
 
@@ -110,14 +128,16 @@ def calibrate(
         inputs: (n, S, S, 3), placed images.
         contents: how each original lies in its input; a letter-box's padding does not count.
     """
-    score_maps, scores, maxima = [], [], []
+    score_maps, summaries, scores, maxima = [], [], [], []
     for pixels, content in zip(inputs, contents, strict=True):
-        [score_map], [anomaly_map] = scan.maps(pixels[None])
+        seen = scan.look(pixels[None])
+        [score_map], [anomaly_map] = seen.score_maps, seen.anomaly_maps
         score_maps.append(score_map)
+        summaries.append(seen.summaries[0])
         scores.append(score_map[peak_window(score_map, geometry, content)])
         maxima.append(_shown(anomaly_map, content).max())
     made = Calibration(np.asarray(scores, np.float64), np.asarray(maxima, np.float64))
-    return CalibrationSet(made, np.stack(score_maps), tuple(contents), inputs)
+    return CalibrationSet(made, np.stack(score_maps), np.stack(summaries), tuple(contents), inputs)
 
 
 def _shown(anomaly_map: NDArray[np.float32], content: Box) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from models.operation import Operation
 from models.prediction import Prediction, Verdict
 from models.region_of_interest import RegionOfInterest
 from models.regions import find_regions, peak_region
+from models.validity import VALIDITY_FILE, Validity, summarise
 
 REGIONS_KEPT = 8  # of interest, whose calibrations a detector keeps; one is in force, others are tried
 IMAGES_PER_SCAN = 8  # scanned together: bounds the memory of a prediction, however many images are asked for
@@ -55,6 +56,20 @@ class DetectorConfiguration(BaseModel):
     def _sigma_fits(self) -> DetectorConfiguration:
         GaussianUpsampler(self.geometry, self.sigma)  # refuses a sigma that leaves pixels without weight
         return self
+
+
+class Look(NamedTuple):
+    """What a scan sees in B inputs.
+
+    Attributes:
+        score_maps: (B, h, w) float32; higher is more anomalous.
+        anomaly_maps: (B, S, S) float32, likewise.
+        summaries: (B, D) float32, what ``Validity`` compares; the embeddings of an ensemble's members side by side.
+    """
+
+    score_maps: NDArray[np.float32]
+    anomaly_maps: NDArray[np.float32]
+    summaries: NDArray[np.float32]
 
 
 class Scan:
@@ -90,15 +105,18 @@ class Scan:
         embeddings: Tensor = self.encoder(self.pixels(images))
         return embeddings.permute(0, 2, 3, 1)
 
-    @torch.inference_mode()
-    def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Score maps (B, h, w) and anomaly maps (B, S, S) of inputs (B, S, S, 3); higher is more anomalous."""
-        scores = self.score_maps(self.pixels(images))
-        return scores.cpu().numpy(), self.upsample(scores).cpu().numpy()
+    def look(self, images: NDArray[np.uint8]) -> Look:
+        """What there is to see in inputs (B, S, S, 3)."""
+        return _look(self.members, images)
 
-    def score_maps(self, pixels: Tensor) -> Tensor:
-        """Score maps (B, h, w) of what ``pixels`` gives, on the device; higher is more anomalous."""
-        return -self.density.score_map(self.encoder, pixels).to(self.device)
+    def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The score maps and the anomaly maps of ``look``."""
+        return self.look(images)[:2]
+
+    def scores_and_embeddings(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Score maps (B, h, w) and embeddings (B, D, h, w) of what ``pixels`` gives, on the device."""
+        embeddings = self.encoder(pixels)
+        return -self.density.score_map(self.encoder, pixels, embeddings).to(self.device), embeddings
 
     def pixels(self, images: NDArray[np.uint8]) -> Tensor:
         """Inputs (B, S, S, 3) as an encoder takes them: (B, 3, S, S) in [0, 1], on the device."""
@@ -120,13 +138,23 @@ class Ensemble:
         self.configuration = members[0].configuration
         self.device = members[0].device
 
-    @torch.inference_mode()
+    def look(self, images: NDArray[np.uint8]) -> Look:
+        """As ``Scan.look``."""
+        return _look(self.members, images)
+
     def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """As ``Scan.maps``."""
-        first = self.members[0]
-        pixels = first.pixels(images)
-        scores = torch.stack([member.score_maps(pixels) for member in self.members]).mean(dim=0)
-        return scores.cpu().numpy(), first.upsample(scores).cpu().numpy()
+        return self.look(images)[:2]
+
+
+@torch.inference_mode()
+def _look(members: Sequence[Scan], images: NDArray[np.uint8]) -> Look:
+    first = members[0]
+    pixels = first.pixels(images)
+    scores, embeddings = zip(*(member.scores_and_embeddings(pixels) for member in members), strict=True)
+    mean = torch.stack(scores).mean(dim=0)
+    arrays = mean, first.upsample(mean), summarise(pixels, torch.cat(embeddings, dim=1))
+    return Look(*(array.cpu().numpy() for array in arrays))
 
 
 def combine(members: Sequence[Scan]) -> Scan | Ensemble:
@@ -147,6 +175,7 @@ class Detector:
         scan: images to maps.
         calibration_set: good images that touched nothing else, and their scores.
         operating_point: where it decides; the calibration's default if None.
+        validity: tells images that do not show the product; None takes every image for one that does.
         data_fingerprint: SHA-256 of the training images.
         training: how it was made, for the record.
     """
@@ -158,6 +187,7 @@ class Detector:
         calibration_set: CalibrationSet,
         operating_point: OperatingPoint | None = None,
         *,
+        validity: Validity | None = None,
         data_fingerprint: str,
         training: dict[str, Any] | None = None,
     ) -> None:
@@ -166,6 +196,7 @@ class Detector:
         self.calibration_set = calibration_set
         self.calibration = calibration_set.scores
         self.operating_point = operating_point or self.calibration.operating_point()
+        self.validity = validity
         self.data_fingerprint = data_fingerprint
         self.training = training or {}
         self.manifest: Manifest | None = None
@@ -220,13 +251,14 @@ class Detector:
         predictions: list[Prediction] = []
         for start in range(0, len(images), IMAGES_PER_SCAN):
             placed = [self.place(image) for image in images[start : start + IMAGES_PER_SCAN]]
-            score_maps, anomaly_maps = self.scan.maps(np.stack([pixels for pixels, _ in placed]))
-            for score_map, anomaly_map, (_, placement) in zip(score_maps, anomaly_maps, placed, strict=True):
-                predictions.append(self.judge(score_map, anomaly_map, placement, operation))
+            seen = self.scan.look(np.stack([pixels for pixels, _ in placed]))
+            for (_, placement), *of_image in zip(placed, *seen, strict=True):
+                score_map, anomaly_map, summary = of_image
+                predictions.append(self.judge(score_map, anomaly_map, placement, operation, summary))
         return predictions
 
     def place(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Placement]:
-        """The first third of ``predict``, for any thread: an image as ``scan.maps`` takes it, (S, S, 3)."""
+        """The first third of ``predict``, for any thread: an image as ``scan.look`` takes it, (S, S, 3)."""
         configuration = self.scan.configuration
         return place_image(image, configuration.geometry.image_size, configuration.resize)
 
@@ -236,13 +268,19 @@ class Detector:
         anomaly_map: NDArray[np.float32],
         placement: Placement,
         operation: Operation | None = None,
+        summary: NDArray[np.float32] | None = None,
     ) -> Prediction:
-        """The last third of ``predict``, for any thread: what the maps of one image that ``place`` placed mean."""
+        """The last third of ``predict``, for any thread: what was seen in one image that ``place`` placed, and means.
+
+        Args:
+            summary: without it the image is taken for one of the product.
+        """
         operation = operation or self.own_operation
         region, point = operation.region_of_interest, operation.operating_point
         window = peak_window(score_map, self.geometry, placement.content, region)
         score = float(score_map[window])
-        verdict = point.verdict(score)
+        invalidity = self.validity.invalidity(summary) if self.validity and summary is not None else None
+        verdict = point.verdict(score, invalidity)
         regions = find_regions(anomaly_map, point.pixel_threshold, placement, region)
         if not regions and verdict is not Verdict.GOOD:
             regions = (peak_region(window, anomaly_map, self.geometry, placement),)
@@ -254,6 +292,7 @@ class Detector:
             p_value=self.calibration_for(region).p_value(score),
             verdict=verdict,
             regions=regions,
+            invalidity=invalidity,
         )
 
     def description(self) -> dict[str, Any]:
@@ -268,6 +307,7 @@ class Detector:
             "calibration_images": len(self.calibration),
             "operating_point": self.operating_point.model_dump(mode="json"),
             "false_reject_rate_interval": self.calibration.rate_interval(rate),
+            "validity": self.validity.facts() if self.validity else None,
             "device": str(self.scan.device),
             "data_fingerprint": self.data_fingerprint,
             "training": self.training,
@@ -282,6 +322,8 @@ class Detector:
             save_file(state, place / ENCODER_FILE)
             member.density.save(place)
         self.calibration_set.save(folder)
+        if self.validity is not None:
+            self.validity.save(folder)
         write_manifest(
             folder,
             category=self.category,
@@ -320,6 +362,7 @@ class Detector:
                 density = create_density(configuration.density, target).restore(place)
                 members.append(Scan(configuration, encoder, density, target))
             calibration_set = CalibrationSet.load(folder)
+            validity = Validity.load(folder) if VALIDITY_FILE in manifest.files else None
         except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{folder}: its configuration or arrays are not what this build reads; use the Plumbline that wrote "
@@ -331,6 +374,7 @@ class Detector:
             combine(members),
             calibration_set,
             operating_point,
+            validity=validity,
             data_fingerprint=manifest.data_fingerprint,
             training=training if isinstance(training, dict) else None,
         )

@@ -14,11 +14,15 @@ from models.images import Placement
 
 
 class Verdict(StrEnum):
-    """``review`` is the band around the threshold, empty unless the operating point sets one."""
+    """``review`` is the band around the threshold, empty unless the operating point sets one.
+
+    ``invalid`` is an image that does not show the product, whatever its score.
+    """
 
     GOOD = "good"
     DEFECTIVE = "defective"
     REVIEW = "review"
+    INVALID = "invalid"
 
 
 class Point(BaseModel):
@@ -60,8 +64,10 @@ class Prediction:
         anomaly_map: (256, 256) float32, the Gaussian-upsampled score map, in the pixels of the detector's input.
         placement: how the original image lies in that input.
         p_value: split-conformal p-value of ``image_score``, in (0, 1].
-        verdict: good, defective or review.
-        regions: the highest peak first, at most ``MAX_REGIONS``; never empty where the verdict is defective.
+        verdict: good, defective, review or invalid.
+        regions: the highest peak first, at most ``MAX_REGIONS``; never empty where the verdict is not good.
+        invalidity: how far the image is from showing the product, in multiples of the distance from which on it is
+            invalid; None where the detector does not tell.
     """
 
     score_map: NDArray[np.float32]
@@ -71,3 +77,4 @@ class Prediction:
     p_value: float
     verdict: Verdict
     regions: tuple[Region, ...]
+    invalidity: float | None = None

@@ -40,6 +40,10 @@ class Score(BaseModel):
     threshold: float = Field(description="image scores above it are defective")
     pixel_threshold: float = Field(description="the anomaly map's values above it form regions")
     p_value: float = Field(description="share of good parts at least as anomalous (split conformal)")
+    invalidity: float | None = Field(
+        default=None,
+        description="how far the image is from showing this product at all; above 1 the verdict is invalid",
+    )
     verdict: Verdict
     regions: tuple[Region, ...] = Field(
         description=f"the highest peak first; of more than {MAX_REGIONS}, those with the highest peaks"
@@ -64,6 +68,7 @@ def score_of(inspection: Inspection, *, with_map: bool = False) -> Score:
         threshold=operating_point.image_threshold,
         pixel_threshold=operating_point.pixel_threshold,
         p_value=prediction.p_value,
+        invalidity=prediction.invalidity,
         verdict=prediction.verdict,
         regions=prediction.regions,
         image=ImageSize(width=width, height=height),

@@ -45,7 +45,8 @@ def evaluate(
     Pixel metrics are taken at the anomaly map's resolution, over the pixels that show the image (not the padding of a
     letter-box); defective images without ground truth stay out of them. A metric that these images do not define is
     None, with the reason under "unavailable". A false reject is a good image called defective, an escape a defective
-    one called good; an image sent to review is neither, and is counted in "review_rate".
+    one called good; an image sent to review, or taken for none of the product, is neither, and is counted in
+    "review_rate" or "invalid_rate".
 
     Args:
         detector: its operating point decides.
@@ -170,6 +171,7 @@ def _metrics(detector: Detector, results: _Results) -> dict[str, Any]:
         "false_reject_rate": _rate(verdicts[good] == Verdict.DEFECTIVE),
         "escape_rate": _rate(verdicts[defective] == Verdict.GOOD),
         "review_rate": _rate(verdicts == Verdict.REVIEW),
+        "invalid_rate": _rate(verdicts == Verdict.INVALID),
     }
     absent_kind = "good" if defective.all() else "defective"
     return {
@@ -195,6 +197,7 @@ def _metrics(detector: Detector, results: _Results) -> dict[str, Any]:
             "false_rejects": int((verdicts[good] == Verdict.DEFECTIVE).sum()),
             "escapes": int((verdicts[defective] == Verdict.GOOD).sum()),
             "review": int((verdicts == Verdict.REVIEW).sum()),
+            "invalid": int((verdicts == Verdict.INVALID).sum()),
             "skipped": len(results.skipped),
         },
         "skipped": [{"path": path.as_posix(), "reason": reason} for path, reason in results.skipped],

@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from models.calibration import threshold_rank
-from models.calibration_set import calibrate
+from models.calibration_set import CalibrationSet, calibrate
 from models.densities import RotationClassifier, RotationClassifierConfiguration, create_density
 from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine, member_folder
 from models.geometry import ScanGeometry
+from models.validity import Validity, blank_frames
 from training.data import DataError, Dataset, load_images, split_calibration
 from training.pretext import PretextConfiguration, PretextTask, Rotation, RotationTasks
 from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingError, check_crop
 
+VALIDITY_REFERENCES = 128  # good images that an image's summary is compared with; more are slower and tell no more
 SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
 
 
@@ -150,12 +152,14 @@ def fit(
     stage(f"calibration on {len(calibration_images)} held-out good images")
     contents = [placement.content for placement in compress(loaded.placements, held_out)]
     calibration_set = calibrate(scan, settings.geometry, calibration_images, contents)
+    validity = fit_validity(scan, images, calibration_set, configuration.training.seed)
     skipped = [*dataset.skipped, *loaded.skipped]
     detector = Detector(
         dataset.category,
         scan,
         calibration_set,
         calibration_set.scores.operating_point(configuration.false_reject_rate),
+        validity=validity,
         data_fingerprint=fingerprint,
         training={
             "fit": configuration.model_dump(mode="json", exclude={"detector"}),
@@ -216,6 +220,24 @@ def fit_density(scan: Scan, task: PretextTask, images: NDArray[np.uint8], bank_s
         density.fit(draw_bank(scan, images, bank_size, seed))
     except ValueError as error:
         raise TrainingError(f"{scan.configuration.density.name} cannot be fitted: {error}") from error
+
+
+def fit_validity(
+    scan: Scan | Ensemble, images: NDArray[np.uint8], calibration_set: CalibrationSet, seed: int
+) -> Validity:
+    """What tells images that do not show the product.
+
+    Args:
+        images: (N, S, S, 3), those that the scan has learned from; at most ``VALIDITY_REFERENCES`` are compared with.
+    """
+    count = min(len(images), VALIDITY_REFERENCES)
+    chosen = np.random.default_rng(seed).choice(len(images), count, replace=False)
+    blank = blank_frames(images.shape[1], images.mean(axis=(0, 1, 2)))
+
+    def summaries(inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.concatenate([scan.look(one[None]).summaries for one in inputs])
+
+    return Validity.fit(summaries(images[chosen]), calibration_set.summaries, summaries(blank))
 
 
 def windows_of_each(geometry: ScanGeometry, images: int, size: int) -> int:

@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "verdict": prediction.verdict,
             "image_score": prediction.image_score,
             "p_value": prediction.p_value,
+            "invalidity": prediction.invalidity,
             "regions": [region.model_dump(mode="json") for region in prediction.regions],
         }
         if options.out:

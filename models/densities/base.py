@@ -98,11 +98,20 @@ class Density(ABC):
         with torch.no_grad():
             return self.scores(queries.to(self.device, torch.float32)).cpu().numpy()
 
-    def score_map(self, encoder: Encoder, images: Tensor) -> Tensor:
-        """Scores of every window: images (B, 3, H, W) in [0, 1] on the device -> (B, h, w) float32."""
-        embeddings = encoder(images).permute(0, 2, 3, 1)  # (B, h, w, D)
-        scores = torch.from_numpy(self.score_samples(embeddings.flatten(0, 2)))
-        return scores.view(embeddings.shape[:3])
+    def score_map(self, encoder: Encoder, images: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        """Scores of every window.
+
+        Args:
+            encoder: whose embeddings it was fitted on.
+            images: (B, 3, H, W) in [0, 1] on the device.
+            embeddings: (B, D, h, w), what the encoder makes of the images, where that is known already.
+
+        Returns:
+            (B, h, w) float32.
+        """
+        of_windows = (encoder(images) if embeddings is None else embeddings).permute(0, 2, 3, 1)  # (B, h, w, D)
+        scores = torch.from_numpy(self.score_samples(of_windows.flatten(0, 2)))
+        return scores.view(of_windows.shape[:3])
 
     @abstractmethod
     def scores(self, queries: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ class RotationClassifier(Density):
         self._adopt({**{name: torch.tensor(size) for name, size in shape.items()}, **weights})
         return self
 
-    def score_map(self, encoder: Encoder, images: Tensor) -> Tensor:
-        """Scores of every window: images (B, 3, H, W) in [0, 1] on the device -> (B, h, w) float32.
+    def score_map(self, encoder: Encoder, images: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        """As ``Density.score_map``, without use for the embeddings.
 
         The image is turned as a whole: its windows are then the turned windows, once edge pixels that no window covers
         are cut off.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from models.calibration import Calibration
 from models.calibration_set import CalibrationSet, calibrate
+from models.detector import Look
 from models.geometry import Box, ScanGeometry
 from models.heatmap import GaussianUpsampler
 
@@ -19,10 +20,11 @@ WHOLE, TOP = Box(x=0, y=0, width=64, height=64), Box(x=0, y=0, width=64, height=
 class Brightness:
     """Scores a window by the pixel at its centre, so that a score is known without a network."""
 
-    def maps(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def look(self, images: NDArray[np.uint8]) -> Look:
         centres = [round(GEOMETRY.center(k, k)[0]) for k in range(GEOMETRY.grid_size)]
         scores = images[:, centres][:, :, centres, 0].astype(np.float32)
-        return scores, GaussianUpsampler(GEOMETRY)(torch.from_numpy(scores)).numpy()
+        anomaly_maps = GaussianUpsampler(GEOMETRY)(torch.from_numpy(scores)).numpy()
+        return Look(scores, anomaly_maps, images.mean(axis=(1, 2), dtype=np.float32))
 
 
 def inputs(count: int) -> NDArray[np.uint8]:
@@ -32,8 +34,9 @@ def inputs(count: int) -> NDArray[np.uint8]:
 def test_a_calibration_set_keeps_what_its_scores_are_made_of() -> None:
     images = inputs(4)
     made = calibrate(Brightness(), GEOMETRY, images, [WHOLE, WHOLE, TOP, TOP])
-    score_maps, anomaly_maps = Brightness().maps(images)
+    score_maps, anomaly_maps, summaries = Brightness().look(images)
     np.testing.assert_array_equal(made.score_maps, score_maps)
+    np.testing.assert_allclose(made.summaries, summaries, rtol=1e-6)
     np.testing.assert_array_equal(made.inputs, images)
     rows, _ = GEOMETRY.windows_of(TOP)
     assert len(rows) < GEOMETRY.grid_size  # so that the content's box matters
@@ -47,7 +50,7 @@ def test_a_calibration_set_reads_back_to_the_last_bit(tmp_path: Path) -> None:
     made = calibrate(Brightness(), GEOMETRY, inputs(5), [WHOLE, TOP, WHOLE, TOP, WHOLE])
     made.save(tmp_path)
     loaded = CalibrationSet.load(tmp_path)
-    for name in ("score_maps", "inputs"):
+    for name in ("score_maps", "summaries", "inputs"):
         assert getattr(loaded, name).dtype == getattr(made, name).dtype
         np.testing.assert_array_equal(getattr(loaded, name), getattr(made, name))
     np.testing.assert_array_equal(loaded.scores.image_scores, made.scores.image_scores)
@@ -58,5 +61,7 @@ def test_a_calibration_set_reads_back_to_the_last_bit(tmp_path: Path) -> None:
 
 def test_parts_of_different_numbers_of_images_are_refused() -> None:
     made = calibrate(Brightness(), GEOMETRY, inputs(3), [WHOLE] * 3)
-    with pytest.raises(ValueError, match=r"of \[2, 3, 3, 3\] images"):
-        CalibrationSet(Calibration(np.zeros(2), np.zeros(2)), made.score_maps, made.contents, made.inputs)
+    with pytest.raises(ValueError, match="of 2, 3, 3, 3, 3 images"):
+        CalibrationSet(
+            Calibration(np.zeros(2), np.zeros(2)), made.score_maps, made.summaries, made.contents, made.inputs
+        )

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 from models.artifact import ArtifactError, write_manifest
 from models.densities import KernelDensity, KernelDensityConfiguration
-from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Scan
+from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Look, Scan
 from models.device import DeviceError
 from models.encoders import (
     DensePatchConfiguration,
@@ -117,13 +117,13 @@ def test_many_images_are_scanned_a_few_at_a_time(count: int, monkeypatch: pytest
     images = [part(90 + k, 60, 40 + k) for k in range(count)]
     alone = [detector.predict([image])[0] for image in images]
     batches: list[int] = []
-    maps = Scan.maps
+    look = Scan.look
 
-    def counting(scan: Scan, inputs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def counting(scan: Scan, inputs: NDArray[np.uint8]) -> Look:
         batches.append(len(inputs))
-        return maps(scan, inputs)
+        return look(scan, inputs)
 
-    monkeypatch.setattr(Scan, "maps", counting)
+    monkeypatch.setattr(Scan, "look", counting)
     assert_same(detector.predict(images), alone, 1e-6)
     assert sum(batches) == count
     assert max(batches) <= IMAGES_PER_SCAN
