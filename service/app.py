@@ -14,6 +14,7 @@ from fastapi_offline import FastAPIOffline
 
 from models.device import set_threads
 from models.store import ModelStore
+from service.access import Access
 from service.api import categories, health, inspections, lookout, oip, scoring, versions
 from service.api import drift as drift_api
 from service.backlog import Backlog
@@ -22,13 +23,13 @@ from service.drift import Drift
 from service.errors import install_error_handlers
 from service.inspection import Service
 from service.keyring import Keyring
+from service.limits import Rate
 from service.line import Line
 from service.middleware import RequestMiddleware
 from service.openapi import extend_openapi
 from service.records.sink import open_records
 from service.registry import Registry
 from service.sealing import Seal, find_seal
-from service.security import Access
 from service.settings import Settings
 from service.shadow import Shadows
 from service.telemetry import Telemetry
@@ -87,7 +88,8 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    app.state.access = Access(keyring)
+    rate = None if settings.rate_limit is None else Rate(per_second=settings.rate_limit, burst=settings.rate_burst)
+    app.state.access = Access(keyring, rate)
     _add_middleware(app, settings, telemetry)
     install_error_handlers(app, {oip.PREFIX: oip.ERRORS, lookout.PREFIX: lookout.ERRORS})
     extend_openapi(app)

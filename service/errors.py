@@ -63,6 +63,7 @@ UNSUPPORTED_IMAGE = ProblemKind("unsupported-image", 415, "The image format is n
 UNKNOWN_HOST = ProblemKind("unknown-host", 421, "The service is not called that")
 INVALID_REQUEST = ProblemKind("invalid-request", 422, "The request is not valid")
 UNREADABLE_IMAGE = ProblemKind("unreadable-image", 422, "The upload cannot be read as an image")
+RATE_LIMITED = ProblemKind("rate-limited", 429, "The caller sent too many requests")
 INTERNAL_ERROR = ProblemKind("internal-error", 500, "The service made a mistake")
 CATEGORY_UNAVAILABLE = ProblemKind("category-unavailable", 503, "The category is not available")
 RECORDS_UNAVAILABLE = ProblemKind("records-unavailable", 503, "Records cannot be written or read")

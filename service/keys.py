@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from models.artifact import sync_folder
+from service.limits import Rate
 from service.sealing import Seal
 from service.security import Scope
 from service.settings import SettingsError
@@ -37,6 +38,7 @@ class KeyRecord(BaseModel):
 
     Attributes:
         name: of who holds it; two keys may share it while one replaces the other.
+        rate: of requests; None for that of the service's settings.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +49,7 @@ class KeyRecord(BaseModel):
     created: AwareDatetime
     expires: AwareDatetime | None = None
     revoked: AwareDatetime | None = None
+    rate: Rate | None = None
 
     def obstacle(self) -> str | None:
         """Why the key is not accepted now; None where it is."""
@@ -106,7 +109,7 @@ def read_keys(path: Path) -> tuple[BearerKey | AwsKey, ...]:
 
 
 def create_key(
-    path: Path, name: str, scopes: tuple[Scope, ...], lifetime: timedelta | None = None
+    path: Path, name: str, scopes: tuple[Scope, ...], lifetime: timedelta | None = None, rate: Rate | None = None
 ) -> tuple[BearerKey, str]:
     """Add a key to a file, which is made if it is not there.
 
@@ -119,13 +122,18 @@ def create_key(
     id = secrets.token_hex(6)
     key = f"plumb_{id}_{secrets.token_hex(32)}"
     with _name_checked(name):
-        record = BearerKey(**_common(id, name, scopes, lifetime), sha256=sha256(key.encode()).hexdigest())
+        record = BearerKey(**_common(id, name, scopes, lifetime, rate), sha256=sha256(key.encode()).hexdigest())
     _change(path, lambda keys: (*keys, record))
     return record, key
 
 
 def create_aws_key(
-    path: Path, name: str, scopes: tuple[Scope, ...], seal: Seal, lifetime: timedelta | None = None
+    path: Path,
+    name: str,
+    scopes: tuple[Scope, ...],
+    seal: Seal,
+    lifetime: timedelta | None = None,
+    rate: Rate | None = None,
 ) -> tuple[AwsKey, str]:
     """Add a key for clients that sign requests as AWS's do; as ``create_key``, but gives its secret.
 
@@ -134,7 +142,7 @@ def create_aws_key(
     """
     secret = secrets.token_urlsafe(30)
     with _name_checked(name):
-        record = AwsKey(**_common(secrets.token_hex(6), name, scopes, lifetime), sealed_secret=seal.close(secret))
+        record = AwsKey(**_common(secrets.token_hex(6), name, scopes, lifetime, rate), sealed_secret=seal.close(secret))
     _change(path, lambda keys: (*keys, record))
     return record, secret
 
@@ -164,10 +172,13 @@ def revoke_key(path: Path, id: str) -> BearerKey | AwsKey:
     return by_id(_change(path, revoked))[id]
 
 
-def _common(id: str, name: str, scopes: tuple[Scope, ...], lifetime: timedelta | None) -> dict[str, Any]:
+def _common(
+    id: str, name: str, scopes: tuple[Scope, ...], lifetime: timedelta | None, rate: Rate | None
+) -> dict[str, Any]:
     now = datetime.now(UTC).replace(microsecond=0)
     expires = None if lifetime is None else now + lifetime
-    return {"id": id, "name": name, "scopes": tuple(sorted(set(scopes))), "created": now, "expires": expires}
+    scopes = tuple(sorted(set(scopes)))
+    return {"id": id, "name": name, "scopes": scopes, "created": now, "expires": expires, "rate": rate}
 
 
 @contextmanager

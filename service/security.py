@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
-from hashlib import sha256
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
-from service.errors import FORBIDDEN, UNAUTHENTICATED, ErrorShape, ProblemError, document_problems
-from service.sigv4 import ALGORITHM, SignatureError, SignedRequest, check_signature, read_signature
+from service.errors import FORBIDDEN, RATE_LIMITED, UNAUTHENTICATED, ErrorShape, ProblemError, document_problems
+from service.sigv4 import SignedRequest
 
 if TYPE_CHECKING:
-    from service.keyring import Keyring
-    from service.keys import KeyRecord
+    from service.access import Access
 
-_REALM = 'Bearer realm="plumbline"'
-_HINT = "send one as 'Authorization: Bearer KEY' ('plumbline keys create' makes them)"
+REALM = 'Bearer realm="plumbline"'
+"""How a 401 says that a key is wanted (RFC 6750)."""
 
 _bearer = HTTPBearer(
     auto_error=False,
@@ -60,66 +56,6 @@ ANONYMOUS = Caller("anonymous", frozenset(Scope))
 """Everybody, where the service asks nobody who they are."""
 
 
-class Access:
-    """Tells who calls the service.
-
-    Args:
-        keyring: the keys that are accepted; None to ask nobody for one.
-    """
-
-    def __init__(self, keyring: Keyring | None) -> None:
-        self.keyring = keyring
-
-    def identify(self, key: str | None) -> Caller:
-        """The caller who sent a key.
-
-        Raises:
-            ProblemError: there is none, or it is not accepted.
-        """
-        if self.keyring is None:
-            return ANONYMOUS
-        if key is None:
-            raise _unauthenticated(f"the request has no key; {_HINT}", _REALM)
-        record = self.keyring.find(key)
-        if record is None:
-            raise _unauthenticated(f"the key is not known; {_HINT}", f'{_REALM}, error="invalid_token"')
-        return self._admitted(record, f'{_REALM}, error="invalid_token"')
-
-    async def identify_signer(
-        self, request: SignedRequest, service: str, body: Callable[[], Awaitable[bytes]]
-    ) -> Caller:
-        """The caller who signed a request as clients of AWS do. Reads the body only once the rest is in order.
-
-        Args:
-            service: the name that it must be signed for.
-            body: reads the body.
-
-        Raises:
-            ProblemError: it is not signed, or by a key that is not accepted.
-        """
-        if self.keyring is None:
-            return ANONYMOUS
-        try:
-            signature = read_signature(request, service, datetime.now(UTC))
-            found = self.keyring.secret(signature.access_key_id)
-            if found is None:
-                raise SignatureError(
-                    "the access key id is not known; 'plumbline keys create NAME --kind aws' makes them"
-                )
-            record, secret = found
-            digest = await asyncio.to_thread(sha256, await body())
-            check_signature(request, signature, secret, digest.hexdigest())
-        except SignatureError as error:
-            raise _unauthenticated(str(error), ALGORITHM) from error
-        return self._admitted(record, ALGORITHM)
-
-    def _admitted(self, record: KeyRecord, challenge: str) -> Caller:
-        """The holder of a key, who has shown to hold it and so may learn why it is not accepted."""
-        if (obstacle := record.obstacle()) is not None:
-            raise _unauthenticated(f"{obstacle}; 'plumbline keys create' makes a new one", challenge)
-        return Caller(record.name, frozenset(record.scopes))
-
-
 def access_of(request: Request) -> Access:
     """Who tells the callers of a request's service."""
     access: Access = request.app.state.access
@@ -135,7 +71,7 @@ def requires(*scopes: Scope) -> Callable[..., Awaitable[None]]:
     async def check(request: Request, sent: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> None:
         caller: Caller | None = getattr(request.state, "caller", None)
         if caller is None:  # the first of the dependencies that ask
-            caller = access_of(request).identify(None if sent is None else sent.credentials)
+            caller = access_of(request).identify(None if sent is None else sent.credentials, _address(request))
         _let_in(request, caller, scopes)
 
     return check
@@ -155,10 +91,17 @@ def requires_signature(
     async def check(request: Request, _: Annotated[str | None, Security(_signature)]) -> None:
         caller: Caller | None = getattr(request.state, "caller", None)
         if caller is None:
-            caller = await access_of(request).identify_signer(_as_sent(request), service, partial(body, request))
+            signed = access_of(request).identify_signer(
+                _as_sent(request), service, partial(body, request), _address(request)
+            )
+            caller = await signed
         _let_in(request, caller, scopes)
 
     return check
+
+
+def _address(request: Request) -> str:
+    return "" if request.client is None else request.client.host
 
 
 def _as_sent(request: Request) -> SignedRequest:
@@ -176,15 +119,11 @@ def _let_in(request: Request, caller: Caller, scopes: tuple[Scope, ...]) -> None
             FORBIDDEN,
             f"{caller.name} may not do this: the key lacks the scope {wanted}; 'plumbline keys create NAME --scope "
             f"{scopes[0]}' makes one that has it",
-            {"WWW-Authenticate": f'{_REALM}, error="insufficient_scope", scope="{" ".join(scopes)}"'},
+            {"WWW-Authenticate": f'{REALM}, error="insufficient_scope", scope="{" ".join(scopes)}"'},
         )
 
 
 def document_security(operation: dict[str, Any], shape: ErrorShape | None) -> None:
     """Add to an operation of an OpenAPI document what ``requires`` may answer, where it stands."""
     if operation.get("security"):
-        document_problems(operation, shape, UNAUTHENTICATED, FORBIDDEN)
-
-
-def _unauthenticated(detail: str, challenge: str) -> ProblemError:
-    return ProblemError(UNAUTHENTICATED, detail, {"WWW-Authenticate": challenge})
+        document_problems(operation, shape, UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED)

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.images import DEFAULT_MAX_PIXELS
+from service.limits import Burst, PerSecond
 
 _PREFIX = "PLUMBLINE_"
 
@@ -43,6 +44,12 @@ class Settings(BaseSettings):
         default=None, description="encrypts the secrets of keys of the kind aws; in the environment alone"
     )
     secret_key_file: Path | None = Field(default=None, description="file that holds it instead")
+    rate_limit: PerSecond | None = Field(
+        default=None,
+        description="requests a second that a key may make, if it has no limit of its own; an address where nobody is "
+        "asked for a key. unset: no limit",
+    )
+    rate_burst: Burst = Field(default=20, description="requests that may come at once under the rate limit")
     allowed_hosts: Names = Field(
         default=(),
         description="host names that the service answers as besides localhost and IP addresses, with commas between; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from cli.options import add_json, positive_integer
 
 if TYPE_CHECKING:
     from service.keys import AwsKey, BearerKey
+    from service.limits import Rate
     from service.security import Scope
 
 _MOST_DAYS = 36_500
@@ -52,6 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 help="encrypts the secret of a key of the kind aws (default: PLUMBLINE_SECRET_KEY)",
             )
             sub.add_argument("--expires", type=_days, metavar="DAYS", help="after so many days")
+            sub.add_argument(
+                "--rate-limit", type=_rate, metavar="N", help="requests a second (default: the service's setting)"
+            )
+            sub.add_argument(
+                "--rate-burst",
+                type=positive_integer,
+                metavar="N",
+                help="requests at once (default: %(default)s)",
+                default=20,
+            )
         if action is _revoke:
             sub.add_argument("id", metavar="ID", help="of the key, as 'plumbline keys list' shows it")
         if action is _new_secret:
@@ -81,22 +93,34 @@ def _days(text: str) -> int:
     return days
 
 
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return rate
+
+
 def _create(options: argparse.Namespace) -> dict[str, Any]:
     from service.keys import create_key
+    from service.limits import Rate
     from service.security import Scope
 
     lifetime = timedelta(days=options.expires) if options.expires else None
     scopes = tuple(map(Scope, options.scope))
+    limit = options.rate_limit
+    rate = None if limit is None else Rate(per_second=limit, burst=options.rate_burst)
     if options.kind == "aws":
-        return _create_aws(options, scopes, lifetime)
-    record, key = create_key(options.keys, options.name, scopes, lifetime)
+        return _create_aws(options, scopes, lifetime, rate)
+    record, key = create_key(options.keys, options.name, scopes, lifetime, rate)
     print(_line(record))
     if not options.json:
         print(f"{key}\nThis is the only time it is shown. Callers send it as 'Authorization: Bearer KEY'.")
     return {**_facts(record), "key": key}
 
 
-def _create_aws(options: argparse.Namespace, scopes: tuple[Scope, ...], lifetime: timedelta | None) -> dict[str, Any]:
+def _create_aws(
+    options: argparse.Namespace, scopes: tuple[Scope, ...], lifetime: timedelta | None, rate: Rate | None
+) -> dict[str, Any]:
     from service.keys import create_aws_key
     from service.sealing import find_seal
 
@@ -107,7 +131,7 @@ def _create_aws(options: argparse.Namespace, scopes: tuple[Scope, ...], lifetime
             "a key of the kind aws needs a secret key to encrypt it: set PLUMBLINE_SECRET_KEY or give "
             "--secret-key-file; 'plumbline keys new-secret' prints one"
         )
-    record, secret = create_aws_key(options.keys, options.name, scopes, seal, lifetime)
+    record, secret = create_aws_key(options.keys, options.name, scopes, seal, lifetime, rate)
     print(_line(record))
     if not options.json:
         print(f"aws_access_key_id={record.access_key_id}\naws_secret_access_key={secret}")
@@ -143,6 +167,8 @@ def _revoke(options: argparse.Namespace) -> dict[str, Any]:
 
 def _line(record: BearerKey | AwsKey) -> str:
     state = record.obstacle() or (f"until {record.expires:%Y-%m-%d}" if record.expires else "no end")
+    if record.rate is not None:
+        state += f", {record.rate.per_second:g} requests/s"
     return f"{record.id}  {record.kind:6}  {record.name:24} {','.join(record.scopes) or '-':20} {state}"
 
 

@@ -25,12 +25,15 @@ def test_create_list_revoke(run: Run, file: Path) -> None:
     assert (record.name, [*record.scopes], record.obstacle()) == ("line-3", ["score"], None)
     assert record.expires is not None
     assert (record.expires - record.created).days == 90
+    limited = run("keys", "create", "old", "--rate-limit", "0.5", "--rate-burst", "3", "--keys", file, "--json")
+    assert limited.result["rate"] == {"per_second": 0.5, "burst": 3}
     for_people = run("keys", "create", "admin", "--scope", "admin", "--scope", "review", "--keys", file)
     assert Keyring(file).find(for_people.output.splitlines()[1]) is not None
 
     listed = run("keys", "list", "--keys", file, "--json")
     assert [(entry["name"], entry["scopes"]) for entry in listed.result["keys"]] == [
         ("line-3", ["score"]),
+        ("old", []),
         ("admin", ["admin", "review"]),
     ]
     assert key not in listed.output
@@ -75,6 +78,7 @@ def test_wrong_arguments(run: Run, file: Path) -> None:
     run("keys", "create", "a/b", "--keys", file, "--json").assert_refused(2, "'a/b'")
     run("keys", "create", "a", "--scope", "all", "--keys", file).assert_refused(2, "'score', 'review', 'admin'")
     run("keys", "create", "a", "--expires", "40000", "--keys", file).assert_refused(2, "40000 days")
+    run("keys", "create", "a", "--rate-limit", "0", "--keys", file).assert_refused(2, "--rate-limit", "0")
     assert run("keys", "create", "a", "--keys", file).status == 0
     run("keys", "revoke", "b", "--keys", file, "--json").assert_refused(2, "'b'", "plumbline keys list")
 

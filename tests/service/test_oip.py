@@ -359,7 +359,7 @@ def test_keys(serve: Serve, models: Path, tmp_path: Path) -> None:
 def test_the_document_shows_errors_as_they_are(client: httpx.Client) -> None:
     operation = client.get("/openapi.json").json()["paths"]["/v2/models/{model}/infer"]["post"]
     errors = {status: answer["content"] for status, answer in operation["responses"].items() if int(status) >= 400}
-    assert errors.keys() == {"400", "401", "403", "404", "408", "409", "413", "415", "421", "500", "503", "504"}
+    assert errors.keys() == {"400", "401", "403", "404", "408", "409", "413", "415", "421", "429", "500", "503", "504"}
     schema = {"$ref": "#/components/schemas/InferenceError"}
     assert all(content == {"application/json": {"schema": schema}} for content in errors.values())
 
