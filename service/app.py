@@ -27,6 +27,7 @@ from service.limits import Rate
 from service.line import Line
 from service.middleware import RequestMiddleware
 from service.openapi import extend_openapi
+from service.publishing.sink import open_publishing
 from service.records.sink import open_records
 from service.registry import Registry
 from service.sealing import Seal, find_seal
@@ -40,12 +41,13 @@ def create_app(settings: Settings) -> FastAPI:
     """Build the application; it loads models when it starts, and answers while it does.
 
     Raises:
-        SettingsError: the keys cannot be read, or inspections not be recorded.
+        SettingsError: the keys cannot be read, or inspections not be recorded or told as they are to be.
     """
     keyring = None if settings.keys is None else Keyring(settings.keys, _seal(settings))
     telemetry = Telemetry()
     line = Line(settings.batch_size, settings.batch_wait_ms / 1000)
     worker = Worker(line, hang_s=settings.hang_timeout_s, on_batch=telemetry.batch)
+    publishing = open_publishing(settings, telemetry)
     records = open_records(settings, telemetry)
     registry = Registry(ModelStore(settings.models), worker, telemetry, settings)
     drift = Drift(registry, settings, telemetry)
@@ -57,7 +59,7 @@ def create_app(settings: Settings) -> FastAPI:
         registry=registry,
         backlog=Backlog(settings.queue_bytes),
         images=ThreadPoolExecutor(settings.image_threads, thread_name_prefix="images"),
-        sinks=(drift, shadows) if records is None else (records, drift, shadows),
+        sinks=tuple(sink for sink in (records, drift, shadows, publishing) if sink is not None),
         records=records,
         drift=drift,
     )

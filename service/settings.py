@@ -138,6 +138,37 @@ class Settings(BaseSettings):
         lt=0.1,
         description="largest probability that a drift test ever alarms while nothing changes; of a warning, ten times",
     )
+    mqtt_url: SecretStr | None = Field(
+        default=None,
+        description="broker that is told every result, mqtt://USER:PASSWORD@HOST:PORT; mqtts:// for TLS",
+    )
+    mqtt_ca: Path | None = Field(
+        default=None, description="PEM file of the authorities that may vouch for the broker; unset: the system's"
+    )
+    mqtt_prefix: str = Field(
+        default="plumbline",
+        pattern=r"^[^/+#$\x00]+(/[^/+#\x00]+)*$",
+        max_length=200,
+        description="topics begin with it: PREFIX/CATEGORY/inspections and PREFIX/status",
+    )
+    webhooks: Names = Field(
+        default=(),
+        repr=False,
+        description="URLs that every result is posted to, with commas between; each may end in # and the verdicts that "
+        "it is told of, such as #defective+review",
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, min_length=16, description="what posted results are signed with; at least 16 characters"
+    )
+    webhook_give_up_s: float = Field(
+        default=300,
+        gt=0,
+        allow_inf_nan=False,
+        description="how long a result that a webhook does not take is tried again",
+    )
+    outbox_bytes: int = Field(
+        default=64 * 2**20, ge=1, description="most bytes of results that wait in memory for one receiver"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
 
     @field_validator("allowed_hosts", "cors_origins", mode="before")
@@ -146,6 +177,11 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip().lower() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("webhooks", mode="before")
+    @classmethod
+    def _split_urls(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -235,7 +271,8 @@ def _sentence(problem: dict[str, Any]) -> str:
         return f"{_named(name)} is not set: {Settings.model_fields[name].description}"
     if problem["type"] == "extra_forbidden":
         return f"there is no setting {name!r}; there is {', '.join(Settings.model_fields)}"
-    return f"{_named(name)} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    given = "not accepted" if "Secret" in str(Settings.model_fields[name].annotation) else repr(problem["input"])
+    return f"{_named(name)} is {given}: {message[0].lower()}{message[1:]}"
 
 
 def _named(name: str) -> str:

@@ -87,6 +87,14 @@ class Telemetry:
             "outcome",
         )
         self.pictures_bytes = self._gauge("pictures_bytes", "Bytes of the images and heatmaps that are kept.")
+        self.published = self._counter(
+            "results_published",
+            "What became of results: delivered, retried, refused (given up) or lost (no room to wait).",
+            "to",
+            "outcome",
+        )
+        self.outbox_depth = self._gauge("results_waiting", "Results that wait to be told.", "to")
+        self.mqtt_connected = self._gauge("mqtt_connected", "1 where the MQTT broker is connected, else 0.")
 
     def batch(self, images: int, reason: str) -> None:
         """Count a batch."""
@@ -122,3 +130,6 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Its errors are what clients send wrong, which the line of their request says.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+    # They log every address that is asked, and that of a webhook may hold a password.
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)

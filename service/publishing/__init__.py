@@ -1,0 +1,1 @@
+"""Results told as they come: to an MQTT broker, and to webhooks."""
