@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import datetime
-from enum import StrEnum
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from models.activations import Activation
-from models.artifact import ArtifactError, read_manifest
+from models.artifact import ArtifactError
 from models.store import ModelStore, StoreError, StoreReadOnly, UnknownCategory, UnknownVersion
+from service.entries import CategoryState, Entries, Entry
 from service.errors import (
     CATEGORY_UNAVAILABLE,
     MODEL_MEMORY,
@@ -28,9 +26,11 @@ from service.errors import (
     ProblemError,
     quote,
 )
-from service.loader import BudgetError, Key, Loaded, Loader, LoadError, Served
+from service.following import Follower
+from service.loader import BudgetError, Loaded, Loader, LoadError, Served
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.version_facts import VersionFacts, read_versions, version_facts
 from service.worker import Worker, WorkerUnavailable
 
 __all__ = [
@@ -39,8 +39,6 @@ __all__ = [
     "CategoryState",
     "Registry",
     "Served",
-    "VersionFacts",
-    "VersionState",
     "version_number",
 ]
 
@@ -57,14 +55,6 @@ SERVED_PROBLEMS = (
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _RETRY_WHILE_LOADING_S = "5"
-
-_log = logging.getLogger("plumbline.registry")
-
-
-class CategoryState(StrEnum):
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -86,53 +76,6 @@ class Category:
     shadow: Served | None = None
 
 
-class VersionState(StrEnum):
-    STORED = "stored"
-    LOADING = "loading"
-    LOADED = "loaded"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class VersionFacts:
-    """A version of a category, as the store and this process have it.
-
-    Attributes:
-        created: when it was published; None where its manifest is damaged.
-        active: whether the store says so.
-        served: whether requests that name no version are given it.
-        memory_bytes: what it holds, where it is loaded.
-        reason: why it could not be loaded.
-    """
-
-    version: int
-    state: VersionState
-    created: datetime | None
-    active: bool
-    served: bool
-    shadow: bool
-    memory_bytes: int | None
-    reason: str | None
-
-
-@dataclass
-class _Entry:
-    """What the registry knows of a category; a version named here as served or shadow is in memory."""
-
-    name: str
-    state: CategoryState = CategoryState.LOADING
-    version: int | None = None
-    shadow: int | None = None
-    incoming: int | None = None  # loaded or being loaded to become one of the two
-    problem: str | None = None
-    shadow_problem: str | None = None
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @property
-    def served(self) -> int | None:
-        return self.version if self.state is CategoryState.READY else None
-
-
 class Registry:
     """Hands out the versions that score, and changes them while requests go on.
 
@@ -140,20 +83,23 @@ class Registry:
 
     Args:
         store: where versions are published.
-
-    Attributes:
-        complete: whether every category that there was at the start has been tried.
-        store_problem: why the store cannot be followed now; None where it can.
     """
 
     def __init__(self, store: ModelStore, worker: Worker, telemetry: Telemetry, settings: Settings) -> None:
         self._store = store
-        self._telemetry = telemetry
-        self._poll_s = settings.store_poll_s
-        self._entries: dict[str, _Entry] = {}
-        self.store_problem: str | None = None
-        self.loader = Loader(store, worker, telemetry, settings, self._pinned)
-        self.complete = False
+        self._entries = Entries(telemetry)
+        self.loader = Loader(store, worker, telemetry, settings, self._entries.pinned)
+        self._follower = Follower(store, self.loader, self._entries, telemetry, settings.store_poll_s)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every category that there was at the start has been tried."""
+        return self._follower.complete
+
+    @property
+    def store_problem(self) -> str | None:
+        """Why the store cannot be followed now; None where it can."""
+        return self._follower.problem
 
     def categories(self) -> list[Category]:
         """Every category, by name."""
@@ -219,7 +165,7 @@ class Registry:
             ProblemError: unknown, or the version is active or the shadow.
         """
         self._entry(name)
-        pinned = self._pinned()
+        pinned = self._entries.pinned()
         if version is not None and (name, version) in pinned:
             raise ProblemError(
                 VERSION_IN_USE,
@@ -257,13 +203,13 @@ class Registry:
         async with entry.changing:
             if version is not None and version == entry.served:
                 raise ProblemError(VERSION_IN_USE, f"version {version} of {name!r} is the active one already")
-            with _problems(name, version), self._arriving(entry, version):
+            with _problems(name, version), entry.arriving(version):
                 await asyncio.to_thread(self._store.check_writable, name)
                 if version is not None:
                     await self.loader.load(name, version, retry=True)
                 await asyncio.to_thread(self._store.set_shadow, name, version)
                 entry.shadow, entry.shadow_problem = version, None
-        self._tell(entry)
+        self._entries.tell(entry)
 
     def not_ready(self) -> str | None:
         """Why the service cannot take requests yet; None where it can."""
@@ -288,8 +234,9 @@ class Registry:
         """
         entry = self._entry(name)
         with _problems(name):
-            active, created = await asyncio.to_thread(self._read_versions, name)
-        return [self._facts(entry, version, active, time) for version, time in sorted(created.items(), reverse=True)]
+            active, created = await asyncio.to_thread(read_versions, self._store, name)
+        found = sorted(created.items(), reverse=True)
+        return [version_facts(entry, self.loader, version, active, time) for version, time in found]
 
     async def activations(self, name: str) -> list[Activation]:
         """Which version of a category became active when, the latest first.
@@ -303,190 +250,25 @@ class Registry:
 
     def discover(self) -> None:
         """List the categories of the store, none of them loaded."""
-        for name in self._store.categories():
-            self._entries[name] = _Entry(name)
-        self._telemetry.store_up.set(1)
+        self._follower.discover()
 
     async def run(self) -> None:
         """Load every category, then follow the store until cancelled."""
         try:
-            await self._follow(*sorted(self._entries))
-            self.complete = True
-            while True:
-                await asyncio.sleep(self._poll_s)
-                await self._look()
+            await self._follower.run()
         finally:
             self.loader.close()
 
-    async def _look(self) -> None:
-        """Take over what has changed in the store."""
-        try:
-            names = await asyncio.to_thread(self._store.categories)
-            # The folder of a disk that is not mounted is empty: no reason to take every model away.
-            problem = None if names or not self._entries else f"the model store {self._store.root} is empty"
-        except (StoreError, OSError) as error:
-            names, problem = [], f"the model store cannot be read: {error}"
-        if problem is not None:
-            problem += "; what is loaded goes on serving"
-        if problem != self.store_problem:
-            level, message = (logging.INFO, "model store is back") if problem is None else (logging.ERROR, problem)
-            _log.log(level, message)
-            self.store_problem = problem
-            self._telemetry.store_up.set(problem is None)
-        if problem is None:
-            for name in self._entries.keys() - set(names):
-                await self._forget(self._entries[name])
-            for name in set(names) - self._entries.keys():
-                self._entries[name] = _Entry(name)
-                _log.info("new category", extra={"fields": {"category": name}})
-            await self._follow(*names)
-
-    async def _follow(self, *names: str) -> None:
-        """Serve of each category what the store says; one that fails does not stop the others."""
-        for name in names:
-            entry = self._entries[name]
-            async with entry.changing:
-                try:
-                    await self._follow_active(entry)
-                    await self._follow_shadow(entry)
-                    await self._drop_outdated(entry)
-                except Exception:
-                    _log.exception("following the store failed", extra={"fields": {"category": name}})
-                    entry.problem = "following the model store failed; see the service's log"
-                    if entry.served is None:
-                        entry.state = CategoryState.FAILED
-            self._tell(entry)
-
-    async def _follow_active(self, entry: _Entry) -> None:
-        version = None
-        problem: str | None
-        try:
-            version = await asyncio.to_thread(self._store.active, entry.name)
-            if version is None:
-                raise StoreError("no version is active; activate one")
-            if entry.state is not CategoryState.READY:
-                entry.version = version
-            with self._arriving(entry, version):
-                await self.loader.load(entry.name, version)
-                self._serve(entry, version)
-            return
-        except LoadError as error:
-            problem = f"version {version} could not be loaded: {error}"
-        except (ArtifactError, StoreError, OSError, WorkerUnavailable) as error:
-            problem = str(error)
-        if entry.served is None:
-            entry.state = CategoryState.FAILED
-        else:
-            problem = f"version {entry.version} goes on serving, because {problem}"
-        if problem != entry.problem:
-            entry.problem = problem
-            fields = {"category": entry.name, "serving": entry.served, "reason": problem}
-            _log.error("model not loaded", extra={"fields": fields})
-
-    async def _follow_shadow(self, entry: _Entry) -> None:
-        version = problem = None
-        try:
-            version = await asyncio.to_thread(self._store.shadow, entry.name)
-            if version is not None and version != entry.shadow:
-                with self._arriving(entry, version):
-                    await self.loader.load(entry.name, version)
-                    entry.shadow = version
-        except (LoadError, ArtifactError, StoreError, OSError, WorkerUnavailable) as error:
-            problem, version = f"there is no shadow, because it could not be loaded: {error}", None
-        if problem != entry.shadow_problem and problem is not None:
-            _log.error("shadow not loaded", extra={"fields": {"category": entry.name, "reason": problem}})
-        entry.shadow, entry.shadow_problem = version, problem
-
-    async def _drop_outdated(self, entry: _Entry) -> None:
-        """Unload what has been deleted from the store, or put there anew, unless it must go on serving."""
-        stamps = await asyncio.to_thread(self._stamps, entry.name, self.loader.versions(entry.name))
-        for version, stamp in stamps.items():
-            loaded = self.loader.loaded(entry.name, version)
-            if loaded is not None and loaded.stamp != stamp and (entry.name, version) not in self._pinned():
-                self.loader.unload(entry.name, version)
-
-    def _stamps(self, name: str, versions: list[int]) -> dict[int, Hashable]:
-        stamps: dict[int, Hashable] = dict.fromkeys(versions)
-        for version in versions:
-            with suppress(StoreError, OSError):
-                stamps[version] = self._store.stamp(name, version)
-        return stamps
-
-    async def _activate(self, entry: _Entry, version: int, author: str, *, rollback: bool = False) -> None:
+    async def _activate(self, entry: Entry, version: int, author: str, *, rollback: bool = False) -> None:
         async with entry.changing:
-            with _problems(entry.name, version), self._arriving(entry, version):
+            with _problems(entry.name, version), entry.arriving(version):
                 await asyncio.to_thread(self._store.check_writable, entry.name)
                 await self.loader.load(entry.name, version, retry=True)
                 await asyncio.to_thread(self._store.activate, entry.name, version, author=author, rollback=rollback)
-                self._serve(entry, version)
-        self._tell(entry)
+                self._entries.serve(entry, version)
+        self._entries.tell(entry)
 
-    def _serve(self, entry: _Entry, version: int) -> None:
-        """The swap: from here on requests are given this version."""
-        if entry.served != version or entry.problem is not None:
-            if entry.served not in (None, version):
-                self._telemetry.model_swaps.labels(entry.name).inc()
-            fields = {"category": entry.name, "version": version, "before": entry.served}
-            _log.info("model active", extra={"fields": fields})
-        entry.version, entry.state, entry.problem = version, CategoryState.READY, None
-        if entry.shadow == version:
-            entry.shadow = None
-
-    async def _forget(self, entry: _Entry) -> None:
-        async with entry.changing:
-            del self._entries[entry.name]
-            for version in self.loader.versions(entry.name):
-                self.loader.unload(entry.name, version)
-            self._telemetry.model_problem.remove(entry.name)
-            _log.warning("category gone", extra={"fields": {"category": entry.name}})
-
-    def _read_versions(self, name: str) -> tuple[int | None, dict[int, datetime | None]]:
-        active, created = None, dict[int, datetime | None]()
-        with suppress(ArtifactError):  # a damaged pointer is told as the category's reason
-            active = self._store.active(name)
-        for version in self._store.versions(name):
-            created[version] = None
-            with suppress(ArtifactError, StoreError):
-                created[version] = read_manifest(self._store.folder(name, version)).created
-        return active, created
-
-    def _facts(self, entry: _Entry, version: int, active: int | None, created: datetime | None) -> VersionFacts:
-        loaded, failure = self.loader.loaded(entry.name, version), self.loader.failure(entry.name, version)
-        if loaded is not None:
-            state = VersionState.LOADED
-        elif self.loader.is_loading(entry.name, version):
-            state = VersionState.LOADING
-        else:
-            state = VersionState.STORED if failure is None else VersionState.FAILED
-        return VersionFacts(
-            version=version,
-            state=state,
-            created=created,
-            active=version == active,
-            served=version == entry.served,
-            shadow=version == entry.shadow,
-            memory_bytes=None if loaded is None else loaded.memory_bytes,
-            reason=failure,
-        )
-
-    @contextmanager
-    def _arriving(self, entry: _Entry, version: int | None) -> Iterator[None]:
-        """Keep a version in memory until it is served; the entry is held by ``changing``."""
-        entry.incoming = version
-        try:
-            yield
-        finally:
-            entry.incoming = None
-
-    def _pinned(self) -> set[Key]:
-        return {
-            (entry.name, version)
-            for entry in self._entries.values()
-            for version in (entry.served, entry.shadow, entry.incoming)
-            if version is not None
-        }
-
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> Entry:
         if (entry := self._entries.get(name)) is None:
             known = ", ".join(sorted(self._entries)) or "none: train one"
             raise ProblemError(UNKNOWN_CATEGORY, f"there is no category {quote(name)}; there is {known}")
@@ -495,10 +277,6 @@ class Registry:
     def _in_memory(self, name: str, version: int | None) -> Served | None:
         loaded: Loaded | None = None if version is None else self.loader.loaded(name, version)
         return None if loaded is None else loaded.served
-
-    def _tell(self, entry: _Entry) -> None:
-        if entry.name in self._entries:
-            self._telemetry.model_problem.labels(entry.name).set(bool(entry.problem or entry.shadow_problem))
 
 
 def version_number(text: str) -> int:
@@ -534,4 +312,4 @@ def _problems(name: str, version: int | None = None) -> Iterator[None]:
     except WorkerUnavailable as error:
         raise ProblemError(WORKER_UNAVAILABLE, f"{error}; restart the service if it does not by itself") from error
     except (StoreError, OSError) as error:
-        raise ProblemError(STORE_UNAVAILABLE, f"{which}: the model store cannot be read ({error})") from error
+        raise ProblemError(STORE_UNAVAILABLE, f"{which}: the model store cannot be used now ({error})") from error

@@ -23,9 +23,10 @@ from service.errors import (
     problem_responses,
 )
 from service.inspection import service_of
-from service.registry import Registry, VersionState
+from service.registry import Registry
 from service.security import Scope, requires
 from service.submissions import Version
+from service.version_facts import VersionState
 
 router = APIRouter(prefix="/v1/categories/{category}", tags=["versions"])
 
