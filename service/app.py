@@ -15,7 +15,7 @@ from fastapi_offline import FastAPIOffline
 from models.device import set_threads
 from models.store import ModelStore
 from service.access import Access
-from service.api import categories, health, inspections, lookout, oip, scoring, versions
+from service.api import categories, health, inspections, lookout, oip, oip_repository, scoring, versions
 from service.api import drift as drift_api
 from service.backlog import Backlog
 from service.browsers import BrowserGuard
@@ -103,6 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
         drift_api.router,
         health.router,
         oip.router,
+        oip_repository.router,
         lookout.router,
     ):
         app.include_router(router)

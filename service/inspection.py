@@ -238,6 +238,19 @@ async def inspect(service: Service, submission: Submission, method: Method | Non
     return inspection
 
 
+@contextmanager
+def held(service: Service, size: int) -> Iterator[None]:
+    """Count the bytes of images that wait for their turn, while the block lasts.
+
+    Raises:
+        ProblemError: too much is held already.
+    """
+    with _problems(service), service.backlog.holding() as hold:
+        if size > 0:
+            hold(size)
+        yield
+
+
 def queue_full(service: Service, reason: str) -> ProblemError:
     """The refusal of an image that finds too much waiting, with the time in which that should be done."""
     retry_after_s = max(1, math.ceil(service.worker.wait_s()))

@@ -161,6 +161,11 @@ def as_file(image: bytes | NDArray[Any]) -> bytes:
     return png.tobytes()
 
 
+def size(image: bytes | NDArray[Any]) -> int:
+    """Bytes that an image of a request takes until it is its turn."""
+    return len(image) if isinstance(image, bytes) else image.nbytes
+
+
 def render(head: Mapping[str, Any], tensors: Mapping[str, Tensor], wanted: Mapping[str, bool]) -> tuple[bytes, int]:
     """Write an inference response.
 

@@ -20,10 +20,14 @@ from service.errors import (
     CATEGORY_UNAVAILABLE,
     INVALID_REQUEST,
     NOT_FOUND,
+    STORE_UNAVAILABLE,
     UNKNOWN_CATEGORY,
+    UNKNOWN_VERSION,
     UNSUPPORTED_MEDIA_TYPE,
     UPLOAD_TIMEOUT,
     UPLOAD_TOO_LARGE,
+    VERSION_IN_USE,
+    VERSION_UNAVAILABLE,
     WORKER_UNAVAILABLE,
     ErrorShape,
     ProblemError,
@@ -31,11 +35,12 @@ from service.errors import (
     quote,
 )
 from service.inspection import INSPECTION_PROBLEMS, Submission, admit, in_pool, inspect, service_of, timed
-from service.registry import Category, CategoryState, version_number
+from service.registry import SERVED_PROBLEMS, version_number
 from service.rendering import render_mask
 from service.security import Scope, requires_signature
 from service.submissions import set_deadline, unless_client_leaves
 from service.uploads import read_body
+from service.version_facts import VersionFacts, VersionState
 
 PREFIX = "/2020-11-20"
 
@@ -146,12 +151,18 @@ class DetectAnomaliesResponse(BaseModel):
 class ModelMetadata(BaseModel):
     ModelVersion: str
     ModelArn: str
+    CreationTimestamp: float | None = Field(default=None, description="seconds since 1970")
     Status: Literal["TRAINED", "STARTING_HOSTING", "HOSTED", "HOSTING_FAILED"]
     StatusMessage: str | None = None
 
 
 class ListModelsResponse(BaseModel):
     Models: list[ModelMetadata]
+    NextToken: str | None = None
+
+
+class HostingResponse(BaseModel):
+    Status: Literal["HOSTED", "STOPPING_HOSTING"]
 
 
 class DescribeModelResponse(BaseModel):
@@ -201,8 +212,7 @@ async def detect_anomalies(
         detail = f"content type {quote(media_type)} is not accepted; send image/jpeg or image/png"
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, detail)
     service = service_of(request)
-    version = None if modelVersion == "latest" else version_number(modelVersion)
-    served = await admit(service, projectName, version, deadline=request.state.deadline)
+    served = await admit(service, projectName, _number(modelVersion), deadline=request.state.deadline)
     request.state.log.update(category=projectName, version=served.version)
     data = await _body(request)
     submission = Submission(
@@ -233,6 +243,9 @@ async def detect_anomalies(
 
 
 _PROJECT_PROBLEMS = ERRORS.responses(INVALID_REQUEST, UNKNOWN_CATEGORY)
+_MODEL_PROBLEMS = ERRORS.responses(
+    INVALID_REQUEST, UNKNOWN_CATEGORY, UNKNOWN_VERSION, VERSION_UNAVAILABLE, STORE_UNAVAILABLE
+)
 _MaxResults = Annotated[int, Query(alias="maxResults", ge=1, le=100)]
 _NextToken = Annotated[str, Query(alias="nextToken", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_\-]{0,254}$")]
 
@@ -243,11 +256,10 @@ async def list_projects(
 ) -> ListProjectsResponse:
     """Every category, by name."""
     names = [category.name for category in service_of(request).registry.categories()]
-    rest = names if nextToken is None else [name for name in names if name > nextToken]
-    page = rest[:maxResults]
+    page, token = _page(names, maxResults, nextToken)
     return ListProjectsResponse(
         Projects=[ProjectMetadata(ProjectName=name, ProjectArn=f"{_ARN}:project/{name}") for name in page],
-        NextToken=page[-1] if len(rest) > len(page) else None,
+        NextToken=token,
     )
 
 
@@ -260,24 +272,56 @@ async def describe_project(projectName: ProjectName, request: Request) -> Descri
     )
 
 
-@router.get("/projects/{projectName}/models", responses=_PROJECT_PROBLEMS, response_model_exclude_none=True)
-async def list_models(projectName: ProjectName, request: Request) -> ListModelsResponse:
-    """The versions of a category."""
-    category = service_of(request).registry.category(projectName)
-    return ListModelsResponse(Models=[] if category.version is None else [_model(category)])
+@router.get("/projects/{projectName}/models", responses=_MODEL_PROBLEMS, response_model_exclude_none=True)
+async def list_models(
+    projectName: ProjectName, request: Request, maxResults: _MaxResults = 100, nextToken: _NextToken | None = None
+) -> ListModelsResponse:
+    """The versions of a category, the latest first."""
+    versions = {str(facts.version): facts for facts in await service_of(request).registry.versions(projectName)}
+    page, token = _page(list(versions), maxResults, nextToken)
+    return ListModelsResponse(Models=[_model(projectName, versions[number]) for number in page], NextToken=token)
 
 
 @router.get(
-    "/projects/{projectName}/models/{modelVersion}", responses=_PROJECT_PROBLEMS, response_model_exclude_none=True
+    "/projects/{projectName}/models/{modelVersion}", responses=_MODEL_PROBLEMS, response_model_exclude_none=True
 )
 async def describe_model(
     projectName: ProjectName, modelVersion: ModelVersion, request: Request
 ) -> DescribeModelResponse:
     """One version of a category."""
-    category = service_of(request).registry.category(projectName)
-    if category.version is None or modelVersion not in (str(category.version), "latest"):
-        raise ProblemError(UNKNOWN_CATEGORY, f"{projectName!r} has no version {modelVersion} loaded")
-    return DescribeModelResponse(ModelDescription=_model(category))
+    versions = await service_of(request).registry.versions(projectName)
+    asked = (one for one in versions if modelVersion == str(one.version) or (modelVersion == "latest" and one.active))
+    if (facts := next(asked, None)) is None:
+        raise ProblemError(UNKNOWN_VERSION, f"category {projectName!r} has no version {modelVersion}")
+    return DescribeModelResponse(ModelDescription=_model(projectName, facts))
+
+
+@router.post(
+    "/projects/{projectName}/models/{modelVersion}/start",
+    status_code=202,
+    responses=ERRORS.responses(UPLOAD_TIMEOUT, UPLOAD_TOO_LARGE, INVALID_REQUEST, *SERVED_PROBLEMS),
+    dependencies=[Depends(_requires(Scope.ADMIN))],
+)
+async def start_model(projectName: ProjectName, modelVersion: ModelVersion, request: Request) -> HostingResponse:
+    """Have a version in memory, and say so when it is there. Inference units have no meaning here."""
+    await service_of(request).registry.served(projectName, _number(modelVersion))
+    return HostingResponse(Status="HOSTED")
+
+
+@router.post(
+    "/projects/{projectName}/models/{modelVersion}/stop",
+    status_code=202,
+    responses=ERRORS.responses(
+        UPLOAD_TIMEOUT, UPLOAD_TOO_LARGE, INVALID_REQUEST, UNKNOWN_CATEGORY, CATEGORY_UNAVAILABLE, VERSION_IN_USE
+    ),
+    dependencies=[Depends(_requires(Scope.ADMIN))],
+)
+async def stop_model(projectName: ProjectName, modelVersion: ModelVersion, request: Request) -> HostingResponse:
+    """Take a version out of memory; not the active one, nor the shadow."""
+    registry = service_of(request).registry
+    number = _number(modelVersion)
+    registry.unload(projectName, registry.active(projectName).version if number is None else number)
+    return HostingResponse(Status="STOPPING_HOSTING")
 
 
 @router.api_route(
@@ -296,7 +340,21 @@ def confidence(prediction: Prediction, false_reject_rate: float) -> float:
     good part may have any p-value, so it is compared with the rate of the threshold.
     """
     p_value = prediction.p_value
-    return p_value / (p_value + false_reject_rate) if prediction.verdict is Verdict.GOOD else 1 - p_value
+    if prediction.verdict is Verdict.GOOD:
+        return p_value / (p_value + false_reject_rate)
+    if prediction.verdict is Verdict.INVALID:  # whatever its score
+        return 1 - 0.5 / max(prediction.invalidity or 1.0, 1.0)
+    return 1 - p_value
+
+
+def _number(version: str) -> int | None:
+    return None if version == "latest" else version_number(version)
+
+
+def _page(keys: list[str], size: int, token: str | None) -> tuple[list[str], str | None]:
+    """Keys after the one that a token names, and the token of the next page; a key that is gone ends the list."""
+    rest = keys if token is None else keys[keys.index(token) + 1 :] if token in keys else []
+    return rest[:size], rest[size - 1] if len(rest) > size else None
 
 
 def _anomalies(share: float) -> list[Anomaly]:
@@ -306,17 +364,19 @@ def _anomalies(share: float) -> list[Anomaly]:
     return [background, anomaly] if share > 0 else [background]
 
 
-_STATUS: dict[CategoryState, Literal["STARTING_HOSTING", "HOSTED", "HOSTING_FAILED"]] = {
-    CategoryState.LOADING: "STARTING_HOSTING",
-    CategoryState.READY: "HOSTED",
-    CategoryState.FAILED: "HOSTING_FAILED",
+_STATUS: dict[VersionState, Literal["TRAINED", "STARTING_HOSTING", "HOSTED", "HOSTING_FAILED"]] = {
+    VersionState.STORED: "TRAINED",
+    VersionState.LOADING: "STARTING_HOSTING",
+    VersionState.LOADED: "HOSTED",
+    VersionState.FAILED: "HOSTING_FAILED",
 }
 
 
-def _model(category: Category) -> ModelMetadata:
+def _model(project: str, facts: VersionFacts) -> ModelMetadata:
     return ModelMetadata(
-        ModelVersion=str(category.version),
-        ModelArn=f"{_ARN}:model/{category.name}/{category.version}",
-        Status=_STATUS[category.state],
-        StatusMessage=category.reason,
+        ModelVersion=str(facts.version),
+        ModelArn=f"{_ARN}:model/{project}/{facts.version}",
+        CreationTimestamp=None if facts.created is None else facts.created.timestamp(),
+        Status=_STATUS[facts.state],
+        StatusMessage=facts.reason,
     )

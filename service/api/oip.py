@@ -30,7 +30,7 @@ from service.errors import (
     ProblemKind,
     quote,
 )
-from service.inspection import INSPECTION_PROBLEMS, Submission, admit, in_pool, inspect, service_of, timed
+from service.inspection import INSPECTION_PROBLEMS, Submission, admit, held, in_pool, inspect, service_of, timed
 from service.oip_codec import (
     BYTES,
     FP32,
@@ -44,6 +44,7 @@ from service.oip_codec import (
     decompress,
     parse,
     render,
+    size,
 )
 from service.registry import SERVED_PROBLEMS, Served, version_number
 from service.security import Scope, requires
@@ -83,7 +84,7 @@ server = APIRouter(prefix=PREFIX, tags=["open inference protocol"])
 models = APIRouter(
     prefix=f"{PREFIX}/models/{{model}}",
     tags=["open inference protocol"],
-    dependencies=[Depends(requires())],
+    dependencies=[Depends(requires(Scope.SCORE))],  # to ask for a version may load it
 )
 
 
@@ -144,7 +145,8 @@ class InferResponse(BaseModel):
 @server.get("", responses=ERRORS.responses())
 async def server_metadata() -> ServerMetadata:
     """What this server is."""
-    return ServerMetadata(name=PLATFORM, version=metadata.version("plumbline"), extensions=["binary_tensor_data"])
+    extensions = ["binary_tensor_data", "model_repository"]
+    return ServerMetadata(name=PLATFORM, version=metadata.version("plumbline"), extensions=extensions)
 
 
 @server.get("/health/live", responses={503: {"model": Live}})
@@ -166,11 +168,12 @@ _MODEL_PROBLEMS = ERRORS.responses(*SERVED_PROBLEMS)
 @models.get("/versions/{version}", responses=_MODEL_PROBLEMS, response_model_exclude_none=True)
 async def model_metadata(model: str, request: Request, version: str | None = None) -> ModelMetadata:
     """The tensors that a model takes and gives."""
-    served = await service_of(request).registry.served(model, _number(version))
+    registry = service_of(request).registry
+    served = await registry.served(model, _number(version))
     side = served.detector.geometry.image_size
     return ModelMetadata(
         name=model,
-        versions=[str(served.version)],
+        versions=[str(facts.version) for facts in await registry.versions(model)],
         platform=PLATFORM,
         inputs=[_INPUT],
         outputs=[
@@ -236,7 +239,7 @@ _INFER: dict[str, Any] = {
         ),
     },
     "openapi_extra": _BODY,
-    "dependencies": [Depends(requires(Scope.SCORE)), Depends(set_deadline)],
+    "dependencies": [Depends(set_deadline)],
 }
 
 
@@ -252,7 +255,8 @@ async def infer(model: str, request: Request, version: str | None = None) -> Res
     request.state.log.update(category=model, version=served.version)
     with timed(seconds, "upload"):
         asked = await _read(request)
-    results = await unless_client_leaves(request, _inspect_all(request, served, asked, seconds))
+    with held(service, sum(map(size, asked.images[_AT_ONCE:]))):
+        results = await unless_client_leaves(request, _inspect_all(request, served, asked, seconds))
     request.state.log.update(images=len(results))
     head = {"model_name": model, "model_version": str(served.version)} | ({} if asked.id is None else {"id": asked.id})
     body, length = await in_pool(service, partial(render, head, _tensors(served, results), asked.outputs))

@@ -6,6 +6,7 @@ import io
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,11 @@ class TestDetect:
         rate = detector.operating_point.false_reject_rate
         assert result["Confidence"] == pytest.approx(expected.p_value / (expected.p_value + rate))
 
+    def test_what_is_not_the_product_is_anomalous(self, lookout: Any) -> None:
+        result = detect(lookout, encode(np.zeros((HEIGHT, WIDTH, 3), np.uint8)))
+        assert result["IsAnomalous"] is True
+        assert result["Confidence"] > 0.5
+
     def test_jpeg_stream_of_the_latest_version(self, lookout: Any) -> None:
         stream = io.BytesIO(encode(part(101, defective=True), "JPEG", quality=95))
         assert detect(lookout, stream, "latest", kind="image/jpeg")["IsAnomalous"] is True
@@ -123,14 +129,16 @@ class TestDetect:
 
 
 def test_confidence_is_least_at_the_threshold() -> None:
-    def of(p_value: float, verdict: Verdict) -> float:
+    def of(p_value: float, verdict: Verdict, invalidity: float | None = None) -> float:
         empty = np.zeros((1, 1), np.float32)
-        return confidence(Prediction(empty, 0.0, empty, None, p_value, verdict, ()), 0.01)  # type: ignore[arg-type]
+        return confidence(Prediction(empty, 0.0, empty, None, p_value, verdict, (), invalidity), 0.01)  # type: ignore[arg-type]
 
     good = [of(p_value, Verdict.GOOD) for p_value in (0.01, 0.1, 0.5, 1)]
     assert good[0] == 0.5
     assert good == sorted(good)
     assert good[-1] < 1
+    unlike = [of(1, Verdict.INVALID, invalidity) for invalidity in (1.0, 2.0, 100.0)]
+    assert unlike == [0.5, 0.75, 0.995]
     assert of(0.002, Verdict.DEFECTIVE) == 0.998
 
 
@@ -222,6 +230,38 @@ class TestRegistry:
         (model,) = lookout.list_models(ProjectName=CATEGORY)["Models"]
         assert (model["ModelVersion"], model["Status"]) == ("1", "HOSTED")
         assert lookout.describe_model(ProjectName=CATEGORY, ModelVersion="1")["ModelDescription"] == model
+
+    def test_start_and_stop(self, serve: Serve, tmp_path: Path) -> None:
+        store = ModelStore(tmp_path)
+        for seed in range(2):
+            store.publish(CATEGORY, make_detector(random_seed=seed).save, activate=False)
+        store.activate(CATEGORY, 1, author="trainer")
+        with serve(tmp_path) as client:
+            lookout = connect(client.base_url)
+
+            def states() -> dict[str, str]:
+                pages = lookout.get_paginator("list_models").paginate(
+                    ProjectName=CATEGORY, PaginationConfig={"PageSize": 1}
+                )
+                return {model["ModelVersion"]: model["Status"] for page in pages for model in page["Models"]}
+
+            assert states() == {"2": "TRAINED", "1": "HOSTED"}
+            started = lookout.start_model(ProjectName=CATEGORY, ModelVersion="2", MinInferenceUnits=1)
+            assert started["Status"] == "HOSTED"
+            assert states() == {"2": "HOSTED", "1": "HOSTED"}
+            stopped = lookout.stop_model(ProjectName=CATEGORY, ModelVersion="2")
+            assert stopped["Status"] == "STOPPING_HOSTING"
+            assert states() == {"2": "TRAINED", "1": "HOSTED"}
+            for version in ("1", "latest"):
+                with pytest.raises(lookout.exceptions.ConflictException) as error:
+                    lookout.stop_model(ProjectName=CATEGORY, ModelVersion=version)
+                response = assert_refused(error, "ConflictException", 409, "is active or the shadow")
+                assert (response["ResourceType"], response["ResourceId"]) == ("MODEL", f"{CATEGORY}/{version}")
+            with pytest.raises(lookout.exceptions.ResourceNotFoundException):
+                lookout.start_model(ProjectName=CATEGORY, ModelVersion="9", MinInferenceUnits=1)
+            latest = lookout.describe_model(ProjectName=CATEGORY, ModelVersion="latest")["ModelDescription"]
+            assert latest["ModelVersion"] == "1"
+            assert latest["CreationTimestamp"] <= datetime.now(UTC)
 
     @pytest.mark.parametrize(
         ("operation", "arguments"),

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from models.detector import Detector
+from models.store import ModelStore
 from service.keys import create_key
 from service.security import Scope
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, HEIGHT, MAX_UPLOAD_BYTES, WIDTH, bomb, encode, part
+from tests.service.support import CATEGORY, HEIGHT, MAX_UPLOAD_BYTES, WIDTH, bomb, encode, make_detector, part
 
 INFER = f"/v2/models/{CATEGORY}/infer"
 SCALARS = ("score", "threshold", "p_value", "pixel_threshold")
@@ -336,6 +337,60 @@ class TestBadRequest:
     def test_unknown_address(self, client: httpx.Client) -> None:
         assert_error(client.get("/v2/nothing"), 404, "/v2/nothing")
         assert_error(client.get(INFER), 405, "POST")
+
+
+@pytest.fixture
+def two_versions(tmp_path: Path) -> Path:
+    """Version 1 of two is active."""
+    store = ModelStore(tmp_path)
+    for seed in range(2):
+        store.publish(CATEGORY, make_detector(random_seed=seed).save, activate=False)
+    store.activate(CATEGORY, 1, author="trainer")
+    return tmp_path
+
+
+class TestRepository:
+    def test_versions_are_loaded_and_unloaded(self, serve: Serve, two_versions: Path) -> None:
+        with serve(two_versions) as http, triton.InferenceServerClient(http.base_url.netloc.decode()) as client:
+
+            def states() -> dict[str, str]:
+                return {model["version"]: model["state"] for model in client.get_model_repository_index()}
+
+            def change(verb: str, **parameters: Any) -> httpx.Response:
+                response: httpx.Response = http.post(
+                    f"/v2/repository/models/{CATEGORY}/{verb}", json={"parameters": parameters}
+                )
+                return response
+
+            assert states() == {"1": "READY", "2": "UNAVAILABLE"}
+            assert client.get_model_metadata(CATEGORY)["versions"] == ["2", "1"]
+            assert change("load", version=2).json() == {}
+            assert states() == {"1": "READY", "2": "READY"}
+            assert_error(change("unload", version=1), 409, "is active or the shadow")
+            client.unload_model(CATEGORY, unload_dependents=True)
+            assert states() == {"1": "READY", "2": "UNAVAILABLE"}
+            ready = http.post("/v2/repository/index", json={"ready": True}).json()
+            assert [model["version"] for model in ready] == ["1"]
+            client.load_model(CATEGORY)
+            scores = [
+                client.infer(CATEGORY, [tensor(files(101), "BYTES")], model_version=version).as_numpy("score")[0]
+                for version in ("", "1", "2")
+            ]
+            assert scores[0] == scores[1] != scores[2]
+            assert states() == {"1": "READY", "2": "READY"}
+
+    def test_what_is_refused(self, client: httpx.Client, client_of_triton: triton.InferenceServerClient) -> None:
+        with pytest.raises(InferenceServerException, match=r"parameters\.config: Extra inputs are not permitted"):
+            client_of_triton.load_model(CATEGORY, config="{}")
+        with pytest.raises(InferenceServerException, match="there is no category 'nothing'"):
+            client_of_triton.load_model("nothing")
+        with pytest.raises(InferenceServerException, match="there is no category 'nothing'"):
+            client_of_triton.unload_model("nothing")
+        load = f"/v2/repository/models/{CATEGORY}/load"
+        assert_error(client.post(load, json={"parameters": {"version": 9}}), 404, "no version 9")
+        for body in (b"{", b"[]", b'{"parameters": {"version": 0}}', b"\xff", b"[" * 10_000):
+            assert_error(client.post(load, content=body), 400)
+        assert_error(client.post(load, content=b" " * 70_000), 413, "65536")
 
 
 def test_keys(serve: Serve, models: Path, tmp_path: Path) -> None:
