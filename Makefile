@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types contract format venv
+.PHONY: help demo test fuzz check lint types contract format venv
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -17,6 +17,10 @@ demo: $(STAMP)  ## synthesise a product, learn it, serve it, score two parts; AR
 
 test: check  ## everything CI runs: the checks below, then the tests; ARGS goes to pytest
 	$(BIN)/pytest -rs $(ARGS)
+
+fuzz: $(STAMP)  ## 10,000 mutated images and many requests of every kind, 20 minutes
+	PLUMBLINE_FUZZ_IMAGES=10000 PLUMBLINE_FUZZ_EXAMPLES=200 $(BIN)/pytest -s --timeout 3600 \
+		tests/service/test_fuzz_images.py tests/service/test_fuzz_api.py $(ARGS)
 
 check: lint types contract  ## all checks that run no test
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -29,6 +30,10 @@ ResizeMode = Literal["squash", "letterbox"]
 
 # Pillow has a limit of its own for the whole process, a warning and at the double an error; max_pixels takes its place.
 Image.MAX_IMAGE_PIXELS = None
+
+# It warns of faults that it reads past. Nobody can act on them, they are no lines of JSON for a service's log, and the
+# warnings module remembers each text that a sender makes up.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # First bytes of formats that people send and that are not accepted, to be able to name them.
 _FOREIGN_SIGNATURES = (

@@ -20,6 +20,9 @@ PROBLEM_JSON = "application/problem+json"
 # What nginx logs for a client that left before its answer; nobody receives it.
 CLIENT_CLOSED_REQUEST = 499
 
+# What FastAPI says of a body that is not even text.
+_UNPARSABLE_BODY = 400
+
 # An answer must not grow with what a client sends wrong.
 _LONGEST_QUOTE = 80
 _MOST_FAULTS = 10
@@ -207,10 +210,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {quote(request.url.path)}"
     if error.status_code == METHOD_NOT_ALLOWED.status:
-        allowed = (error.headers or {}).get("Allow", "")
-        return problem_response(
-            request, METHOD_NOT_ALLOWED, f"{asked} is not possible; use {allowed}", headers=error.headers
-        )
+        allowed = _allowed_methods(request) or (error.headers or {}).get("Allow", "")
+        headers = {"Allow": allowed}
+        return problem_response(request, METHOD_NOT_ALLOWED, f"{asked} is not possible; use {allowed}", headers=headers)
+    if error.status_code == _UNPARSABLE_BODY:
+        return problem_response(request, INVALID_REQUEST, "the body cannot be read as JSON; send JSON in UTF-8")
     if error.status_code == NOT_FOUND.status:
         return problem_response(request, NOT_FOUND, f"there is no {asked}; there is {_routes(request)}, and /docs")
     kind = ProblemKind("http-error", error.status_code, "The request was refused")
@@ -233,6 +237,12 @@ def _invalid_parameter(fault: dict[str, Any]) -> InvalidParameter:
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Of all routes of an address; the framework names those of the first alone."""
+    path = getattr(request.scope.get("route"), "path_format", "")
+    return ", ".join(method.upper() for method in request.app.openapi()["paths"].get(path, ()))
 
 
 def _routes(request: Request) -> str:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy import ColumnElement, Connection, Row, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
@@ -18,6 +18,13 @@ from service.records.tables import inspections, reviews
 LARGEST_SEQUENCE = 2**63 - 1
 
 
+def _no_number(value: object) -> object:
+    """Pydantic takes a number for seconds since 1970, of which nobody who sends one can be sure."""
+    if isinstance(value, str) and value[4:5] != "-":
+        raise ValueError("is no date and time as 2026-11-26T15:00:00Z")
+    return value
+
+
 def _in_utc(time: datetime) -> datetime:
     try:
         return time.astimezone(UTC)
@@ -26,7 +33,7 @@ def _in_utc(time: datetime) -> datetime:
 
 
 _Text = Annotated[str, Field(max_length=128, pattern=r"^[^\x00]*$")]
-_Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+_Time = Annotated[AwareDatetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
 
 
 class Filters(BaseModel):

@@ -265,6 +265,18 @@ class TestRoute:
         assert_problem(response, 405, "method-not-allowed", response.headers["allow"])
 
 
+@pytest.mark.parametrize("body", [b"\xf1Z\xd6\xaa", b"{", b"", b"[1", b'{"version": "\xff"}'])
+def test_json_that_is_none(client: httpx.Client, body: bytes) -> None:
+    response = client.put(f"{CATEGORIES}/{CATEGORY}/shadow", content=body, headers={"content-type": "application/json"})
+    assert_problem(response, 422, "invalid-request")
+
+
+def test_allowed_methods_are_those_of_every_route_of_the_address(client: httpx.Client) -> None:
+    response = client.patch(f"{CATEGORIES}/{CATEGORY}/shadow")
+    assert_problem(response, 405, "method-not-allowed", "PUT", "DELETE")
+    assert set(response.headers["allow"].split(", ")) == {"PUT", "DELETE"}
+
+
 @pytest.mark.parametrize("declared", [10, 10**6])
 def test_length_that_lies(client: httpx.Client, declared: int) -> None:
     """A body shorter or longer than its declared length must neither be scored nor leave the server waiting."""

@@ -108,6 +108,7 @@ def test_pages_show_each_once_while_more_come(client: httpx.Client) -> None:
         ({"verdict": "perfect"}, "verdict"),
         ({"since": "2026-01-01T00:00:00"}, "since"),
         ({"since": "0001-01-01T00:00:00+14:00"}, "1 to 9999"),
+        ({"until": "0.5"}, "no date and time"),
         ({"until": "9999-12-31T23:59:59-14:00"}, "1 to 9999"),
         ({"min_score": "nan"}, "min_score"),
         ({"min_score": "inf"}, "min_score"),
