@@ -107,7 +107,9 @@ def test_list_of_versions(serve: Serve, store: ModelStore) -> None:
     damage(store, 2)
     (store.folder(CATEGORY, 3) / "manifest.json").unlink()
     with serve(store.root) as client:
-        assert_problem(ask(client, 2), 409, "version-unavailable", "encoder.safetensors")
+        for _ in range(3):
+            assert_problem(ask(client, 2), 409, "version-unavailable", "encoder.safetensors")
+        assert metric(client, "plumbline_model_failures_total") == 1  # its files, unchanged, are not read again
         third, second, first = client.get(f"{PLATE}/versions").json()["versions"]
         assert (first["active"], first["served"], first["shadow"]) == (True, True, False)
         assert first["memory_bytes"] > 100_000
@@ -354,6 +356,37 @@ def test_a_request_keeps_its_version_to_the_end(
         assert [answer["version"] for answer in answers] == [1, 1]
         assert all(answer["image_score"] == pytest.approx(scores[1], rel=1e-5) for answer in answers)
         assert score(client)["version"] == 2
+
+
+def test_a_dead_worker_activates_nothing(serve: Serve, store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(store.root) as client:
+        monkeypatch.setattr("service.loader._warm", raises(SystemExit(1)))
+        for _ in range(2):
+            response = client.post(f"{PLATE}/activate", json={"version": 2})
+            assert_problem(response, 503, "worker-unavailable")
+        assert store.active(CATEGORY) == 1
+        assert client.get("/healthz").status_code == 503
+
+
+def test_a_model_that_fails_unexpectedly_is_refused(
+    serve: Serve, store: ModelStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(store.root) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr("service.loader._warm", raises(RuntimeError("the secret inside")))
+            response = client.post(f"{PLATE}/activate", json={"version": 2})
+        assert_problem(response, 409, "version-unavailable", "RuntimeError")
+        assert "secret" not in response.text
+        assert "secret" in caplog.text
+        assert score(client)["version"] == 1
+        assert client.post(f"{PLATE}/activate", json={"version": 2}).status_code == 200  # asked for, it is tried again
+
+
+def raises(error: BaseException) -> Callable[..., None]:
+    def function(*_: object) -> None:
+        raise error
+
+    return function
 
 
 def test_openapi_names_the_new_routes(client: httpx.Client) -> None:
