@@ -10,7 +10,6 @@ from importlib import metadata
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi_offline import FastAPIOffline
 
 from models.device import set_threads
 from models.store import ModelStore
@@ -18,7 +17,9 @@ from service.access import Access
 from service.api import categories, health, inspections, lookout, oip, oip_repository, scoring, versions
 from service.api import drift as drift_api
 from service.backlog import Backlog
+from service.bodies import BodyLimit
 from service.browsers import BrowserGuard
+from service.documentation import create_documented_app
 from service.drift import Drift
 from service.errors import install_error_handlers
 from service.inspection import Service
@@ -81,8 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         await asyncio.to_thread(worker.stop)
         service.images.shutdown(wait=False, cancel_futures=True)
 
-    # FastAPI's own pages of documentation load their scripts from the internet, which a plant does not have.
-    app: FastAPI = FastAPIOffline(
+    app = create_documented_app(
         title="Plumbline",
         summary="Visual inspection learned from images of good parts only",
         version=metadata.version("plumbline"),
@@ -117,6 +117,7 @@ def _seal(settings: Settings) -> Seal | None:
 
 def _add_middleware(app: FastAPI, settings: Settings, telemetry: Telemetry) -> None:
     """The last that is added is the first that a request meets."""
+    app.add_middleware(BodyLimit, timeout_s=settings.request_timeout_s)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]

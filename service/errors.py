@@ -96,14 +96,15 @@ class Problem(BaseModel):
     errors: list[InvalidParameter] | None = Field(default=None, description="the values that are not valid")
 
 
-class ProblemError(Exception):
-    """Ends a request with a problem."""
+class ProblemError(HTTPException):
+    """Ends a request with a problem; of the framework's kind, so that it passes where a body is being read."""
 
     def __init__(self, kind: ProblemKind, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(kind.status, detail, headers)
         self.kind = kind
-        self.detail = detail
-        self.headers = headers
-        super().__init__(detail)
+
+    def __str__(self) -> str:
+        return self.detail
 
 
 class ErrorShape(ABC):
@@ -217,6 +218,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         return problem_response(request, INVALID_REQUEST, "the body cannot be read as JSON; send JSON in UTF-8")
     if error.status_code == NOT_FOUND.status:
         return problem_response(request, NOT_FOUND, f"there is no {asked}; there is {_routes(request)}, and /docs")
+    if error.status_code == 400:  # FastAPI's answer to a body that is no text
+        return problem_response(request, INVALID_REQUEST, "the body cannot be read as JSON")
     kind = ProblemKind("http-error", error.status_code, "The request was refused")
     return problem_response(request, kind, str(error.detail), headers=error.headers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,16 @@ from service.errors import CLIENT_CLOSED_REQUEST, INTERNAL_ERROR, problem_respon
 from service.telemetry import Telemetry
 
 ID_HEADER = "X-Plumbline-Id"
+CLIENT_ID_HEADER = "X-Request-Id"
+
+# Of every answer that does not say otherwise.
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 # Asked every few seconds by machines; logged at debug level, so that they do not bury what people ask.
 _PROBES = ("/healthz", "/readyz", "/metrics")
@@ -23,14 +34,18 @@ _LONGEST_PATH = 200
 # Labels of a metric must be few, and a client may invent methods.
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
+# A client's own id of a request is for its log and ours; one that is not such a text is left out.
+_PRINTABLE = re.compile(r"[\x20-\x7e]{1,128}")
+
 _log = logging.getLogger("plumbline.requests")
+_audit = logging.getLogger("plumbline.audit")
 
 
 class RequestMiddleware:
-    """Gives each request an id, and records how it ended.
+    """Gives each request an id, records how it ended, and gives each answer the headers that keep browsers careful.
 
     Handlers find the id in ``request.state.id``, the time of arrival (``time.monotonic``) in ``request.state.begun``,
-    and add to the log line through ``request.state.log``.
+    and add to the log line through ``request.state.log``; one that changes something sets ``request.state.audited``.
     """
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
@@ -46,13 +61,18 @@ class RequestMiddleware:
         request.state.id = uuid4()
         request.state.begun = started
         request.state.log = {}
+        if _PRINTABLE.fullmatch(sent := request.headers.get(CLIENT_ID_HEADER, "")):
+            request.state.log["request_id"] = sent
         status: int | None = None
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[ID_HEADER] = str(request.state.id)
+                headers = MutableHeaders(scope=message)
+                headers[ID_HEADER] = str(request.state.id)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
@@ -77,9 +97,12 @@ class RequestMiddleware:
             "id": str(request.state.id),
             "method": request.method,
             "path": request.url.path[:_LONGEST_PATH],
+            "address": None if request.client is None else request.client.host,
             "status": status,
             "ms": round(1000 * seconds, 3),
             **request.state.log,
         }
+        if getattr(request.state, "audited", False):
+            _audit.info("change", extra={"fields": fields})
         level = logging.DEBUG if request.url.path in _PROBES else logging.INFO
         _log.log(level, "request", extra={"fields": fields})

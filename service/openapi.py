@@ -6,7 +6,15 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from service.errors import FOREIGN_ORIGIN, UNKNOWN_HOST, Problem, document_problems, shape_of
+from service.errors import (
+    FOREIGN_ORIGIN,
+    UNKNOWN_HOST,
+    UPLOAD_TIMEOUT,
+    UPLOAD_TOO_LARGE,
+    Problem,
+    document_problems,
+    shape_of,
+)
 from service.security import document_security
 
 
@@ -27,6 +35,8 @@ def extend_openapi(app: FastAPI) -> None:
                 for operation in operations.values():
                     document_security(operation, shape_of(app, path))
                     document_problems(operation, shape_of(app, path), FOREIGN_ORIGIN, UNKNOWN_HOST)
+                    if "$ref" in str(operation.get("requestBody", {}).get("content", {}).get("application/json")):
+                        document_problems(operation, shape_of(app, path), UPLOAD_TIMEOUT, UPLOAD_TOO_LARGE)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document

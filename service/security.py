@@ -68,7 +68,11 @@ def requires(*scopes: Scope) -> Callable[..., Awaitable[None]]:
     Leaves the caller in ``request.state.caller``. The OpenAPI document shows it and the problems it may answer with.
     """
 
+    changes = bool(scopes) and Scope.SCORE not in scopes
+
     async def check(request: Request, sent: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> None:
+        if changes and request.method not in ("GET", "HEAD"):
+            request.state.audited = True  # refused or not
         caller: Caller | None = getattr(request.state, "caller", None)
         if caller is None:  # the first of the dependencies that ask
             caller = access_of(request).identify(None if sent is None else sent.credentials, _address(request))

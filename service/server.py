@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from models.device import DeviceError, resolve_device
 from service.app import create_app
+from service.connections import MAX_HEAD_BYTES, bounded
 from service.settings import Settings, SettingsError
 from service.telemetry import configure_logging
 
@@ -39,7 +40,7 @@ def run(settings: Settings) -> None:
         extra={"fields": {"url": _url(settings.host, listener), "callers": "keys" if settings.keys else "anonymous"}},
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises SIGINT again once it has stopped
-        _server(app).run(sockets=[listener])
+        _server(app, settings).run(sockets=[listener])
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def serving(settings: Settings, *, loaded: bool = True) -> Iterator[str]:
     """
     listener = _listen(settings)
     app = _create_app(settings, listener)
-    server = _server(app)
+    server = _server(app, settings)
     registry = app.state.service.registry
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server", daemon=True)
     thread.start()
@@ -86,12 +87,17 @@ def _create_app(settings: Settings, listener: socket.socket) -> FastAPI:
         raise
 
 
-def _server(app: FastAPI) -> uvicorn.Server:
+def _server(app: FastAPI, settings: Settings) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
+        http=bounded(settings.max_connections),
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        ws="none",
         access_log=False,  # the application writes its own, as JSON
         log_config=None,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=_FINISH_REQUESTS_S,
     )
     return uvicorn.Server(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -59,6 +60,11 @@ class Settings(BaseSettings):
         default=(),
         description="sites whose pages may use the service, such as https://quality.example, with commas between",
     )
+    trusted_proxies: Names = Field(
+        default=(),
+        description="addresses or networks of proxies whose X-Forwarded-For is believed, with commas between",
+    )
+    max_connections: int = Field(default=500, ge=1, description="connections at the same time; more are told to retry")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where torch and FAISS compute")
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch, FAISS and OpenCV; unset: theirs")
@@ -171,7 +177,7 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
 
-    @field_validator("allowed_hosts", "cors_origins", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -198,6 +204,16 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"https?://[a-z0-9._-]+(:\d+)?", origin):
                 raise ValueError(f"{origin!r} is no origin; give scheme and host, and the port if it has one, no path")
         return origins
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"{network!r} is neither an IP address nor a network such as 172.16.0.0/12") from error
+        return networks
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

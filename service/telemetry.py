@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,10 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 _DIFFERENCES = (-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+# A key does not belong into an address, and yet somebody will put one there.
+_KEY = re.compile(r"(plumb_[0-9a-f]{12}_)[0-9a-f]+")
 
 
 class Telemetry:
@@ -120,7 +125,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _KEY.sub(r"\1…", json.dumps(line, default=str))
 
 
 def configure_logging(level: str) -> None:
@@ -128,6 +133,8 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Who changed what is wanted whatever else is.
+    logging.getLogger("plumbline.audit").setLevel(logging.INFO)
     # Its errors are what clients send wrong, which the line of their request says.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     # They log every address that is asked, and that of a webhook may hold a password.
