@@ -82,6 +82,7 @@ class Service:
         sinks: what takes every inspection, in this order.
         records: the one that records it; None where nothing is recorded.
         explaining: held by the one explanation that is waited for: explanations must not keep scores waiting.
+        extending: held while a version is made of another and of reviewed inspections.
     """
 
     settings: Settings
@@ -94,6 +95,7 @@ class Service:
     sinks: tuple[Sink, ...] = ()
     records: Records | None = None
     explaining: asyncio.Lock = field(default_factory=asyncio.Lock)
+    extending: asyncio.Lock = field(default_factory=asyncio.Lock)
     decoding: Pace = field(default_factory=Pace)
     explanations: WeakKeyDictionary[Detector, Pace] = field(default_factory=WeakKeyDictionary)
 

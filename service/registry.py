@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from models.activations import Activation
 from models.artifact import ArtifactError
@@ -192,6 +193,29 @@ class Registry:
             raise ProblemError(NO_EARLIER_VERSION, f"no other version of {name!r} was active before the present one")
         await self._activate(entry, version, author, rollback=True)
         return version
+
+    async def check_writable(self, name: str) -> None:
+        """See that a version may be added, before work is spent on it.
+
+        Raises:
+            ProblemError: it may not.
+        """
+        self._entry(name)
+        with _problems(name):
+            await asyncio.to_thread(self._store.check_writable, name)
+
+    async def publish(self, name: str, write: Callable[[Path, int], None]) -> int:
+        """Add a version to the store, not the active one; gives its number.
+
+        Args:
+            write: leaves the artifact in a folder; on a thread of its own.
+
+        Raises:
+            ProblemError: unknown, or the store may not be written to.
+        """
+        self._entry(name)
+        with _problems(name):
+            return await asyncio.to_thread(self._store.publish, name, write, activate=False)
 
     async def set_shadow(self, name: str, version: int | None) -> None:
         """Let a version score beside the active one, in the store too; None ends that.

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.densities.base import Density
+from models.densities.base import NOT_FINITE, Density
 
 BANK_FILE = "bank.faiss"
 GPU_NEIGHBOURS = 2048  # FAISS on a GPU finds no more; the CPU does
@@ -109,6 +109,24 @@ class BankDensity(Density):
     def restore(self, folder: Path) -> Self:
         self.bank = Bank.load(folder, self.device)
         return super().restore(folder)
+
+    def extended(self, X: NDArray[np.float32]) -> Self:
+        """A density whose bank has more embeddings; all else that was learned, such as a kernel's width, is the same.
+
+        Args:
+            X: (n, D) finite embeddings.
+
+        Raises:
+            ValueError: if X is not that.
+        """
+        if X.ndim != 2 or X.shape[1] != self.dimension:
+            raise ValueError(f"expected embeddings (n, {self.dimension}), not an array of shape {X.shape}")
+        if not np.isfinite(X).all():
+            raise ValueError(NOT_FINITE)
+        more = type(self)(self.configuration, self.device)
+        more.bank = Bank.of(np.concatenate([self.bank.vectors.cpu().numpy(), X.astype(np.float32)]), self.device)
+        more._adopt({**self.state, "samples": torch.tensor(len(more.bank))})
+        return more
 
     def _fit(self, X: NDArray[np.float32]) -> dict[str, Tensor]:
         self.bank = Bank.of(X, self.device)

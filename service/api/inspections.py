@@ -72,7 +72,7 @@ def _records(request: Request) -> Records:
     return records
 
 
-_Recorded = Annotated[Records, Depends(_records)]
+Recorded = Annotated[Records, Depends(_records)]
 
 
 @router.get(
@@ -80,7 +80,7 @@ _Recorded = Annotated[Records, Depends(_records)]
     response_model=InspectionPage,
     responses={200: {"content": {_CSV: {"schema": {"type": "string"}}}}, **_PROBLEMS},
 )
-async def list_inspections(query: Annotated[ListQuery, Query()], records: _Recorded, request: Request) -> Response:
+async def list_inspections(query: Annotated[ListQuery, Query()], records: Recorded, request: Request) -> Response:
     """Inspections that match, the latest first: a page of them as JSON, or all as CSV.
 
     Following `next` shows each inspection once, whatever is inspected meanwhile.
@@ -107,7 +107,7 @@ async def list_inspections(query: Annotated[ListQuery, Query()], records: _Recor
 
 
 @router.get("/{inspection}", responses=_OF_ONE, response_model_exclude_none=True)
-async def show_inspection(inspection: UUID, records: _Recorded) -> RecordedInspection:
+async def show_inspection(inspection: UUID, records: Recorded) -> RecordedInspection:
     """One inspection, with its regions and reviews."""
 
     def read() -> RecordedInspection:
@@ -127,7 +127,7 @@ async def show_inspection(inspection: UUID, records: _Recorded) -> RecordedInspe
     responses={200: {"description": "The file.", "content": {"image/*": {}}}, **_OF_PICTURES},
     response_class=Response,
 )
-async def show_image(inspection: UUID, records: _Recorded) -> Response:
+async def show_image(inspection: UUID, records: Recorded) -> Response:
     """The image file of an inspection as it was sent, where the retention rule keeps it."""
     return await _picture(inspection, records, "image")
 
@@ -137,7 +137,7 @@ async def show_image(inspection: UUID, records: _Recorded) -> Response:
     responses={200: {"description": "The picture.", "content": {"image/png": {}}}, **_OF_PICTURES},
     response_class=Response,
 )
-async def show_heatmap(inspection: UUID, records: _Recorded) -> Response:
+async def show_heatmap(inspection: UUID, records: Recorded) -> Response:
     """Where an inspected part deviates, over its image, where the retention rule keeps it."""
     return await _picture(inspection, records, "heatmap")
 
@@ -149,7 +149,7 @@ async def show_heatmap(inspection: UUID, records: _Recorded) -> Response:
     response_model_exclude_none=True,
     openapi_extra=json_body(Judgement),
 )
-async def review(inspection: UUID, records: _Recorded, request: Request) -> Review:
+async def review(inspection: UUID, records: Recorded, request: Request) -> Review:
     """Say what an inspected part is; every review is kept, and the latest counts."""
     judgement = await read_json(request, Judgement)
     caller = request.state.caller.name

@@ -55,11 +55,14 @@ class Pictures:
 
     Args:
         folder: its own; made if need be.
+
+    Attributes:
+        folder: see there.
     """
 
     def __init__(self, folder: Path, settings: Settings, telemetry: Telemetry) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self.folder = folder
         self._settings = settings
         self._telemetry = telemetry
         self._queue: queue.SimpleQueue[Inspection | None] = queue.SimpleQueue()
@@ -80,6 +83,8 @@ class Pictures:
     def take(self, inspection: Inspection) -> None:
         """Have the pictures of an inspection written, if the rule keeps them."""
         rule = self._settings.keep_images
+        if inspection.shadow_of is not None:  # the pictures are those of the inspection that was answered
+            return
         if rule == "none" or (rule == "defective" and inspection.prediction.verdict is Verdict.GOOD):
             return
         size = _size(inspection)
@@ -92,18 +97,12 @@ class Pictures:
 
     def image(self, inspection: UUID, when: datetime) -> Picture | None:
         """The image file of an inspection, where it is kept."""
-        for suffix, media_type in _KINDS.items():
-            if (path := self._path(inspection, when, suffix)).is_file():
-                return Picture(path, media_type)
-        return None
+        return kept_image(self.folder, inspection, when)
 
     def heatmap(self, inspection: UUID, when: datetime) -> Picture | None:
         """The heatmap of an inspection, where it is kept."""
-        path = self._path(inspection, when, _HEATMAP)
+        path = _path(self.folder, inspection, when, _HEATMAP)
         return Picture(path, "image/png") if path.is_file() else None
-
-    def _path(self, inspection: UUID, when: datetime, suffix: str) -> Path:
-        return self._folder / when.astimezone(UTC).date().isoformat() / f"{inspection}{suffix}"
 
     def _loop(self) -> None:
         sweep_at = 0.0
@@ -125,13 +124,13 @@ class Pictures:
 
     def _keep(self, inspection: Inspection) -> None:
         data = inspection.submission.data
-        if shutil.disk_usage(self._folder).free < self._settings.keep_free_bytes + len(data):
+        if shutil.disk_usage(self.folder).free < self._settings.keep_free_bytes + len(data):
             self._telemetry.pictures.labels("no_space").inc()
             return
         threshold = inspection.served.detector.operating_point.pixel_threshold
         heatmap = render_overlay(inspection.image, inspection.prediction, threshold)
         for content, suffix in ((data, _suffix(data)), (heatmap, _HEATMAP)):
-            path = self._path(inspection.id, inspection.time, suffix)
+            path = _path(self.folder, inspection.id, inspection.time, suffix)
             path.parent.mkdir(exist_ok=True)
             temporary = path.with_name(path.name + _TEMPORARY)
             temporary.write_bytes(content)
@@ -141,7 +140,7 @@ class Pictures:
 
     def _sweep(self) -> None:
         """Delete what is too old, then the oldest of what is too much, and what a killed process left half written."""
-        days = sorted(folder for folder in self._folder.iterdir() if _DAY.fullmatch(folder.name))
+        days = sorted(folder for folder in self.folder.iterdir() if _DAY.fullmatch(folder.name))
         if self._settings.keep_days is not None:
             first = (datetime.now(UTC).date() - timedelta(days=self._settings.keep_days)).isoformat()
             for folder in [day for day in days if day.name < first]:
@@ -174,6 +173,18 @@ class Pictures:
             _log.error("pictures not kept", extra={"fields": {"reason": f"{type(error).__name__}: {error}"}})
             return False
         return True
+
+
+def kept_image(folder: Path, inspection: UUID, when: datetime) -> Picture | None:
+    """The image file of an inspection in a folder of pictures, where it is kept."""
+    for suffix, media_type in _KINDS.items():
+        if (path := _path(folder, inspection, when, suffix)).is_file():
+            return Picture(path, media_type)
+    return None
+
+
+def _path(folder: Path, inspection: UUID, when: datetime, suffix: str) -> Path:
+    return folder / when.astimezone(UTC).date().isoformat() / f"{inspection}{suffix}"
 
 
 def _size(inspection: Inspection) -> int:
