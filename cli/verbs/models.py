@@ -1,4 +1,4 @@
-"""List, show, verify, operate, measure and activate trained versions, and go back to earlier ones."""
+"""List, show, verify, operate, measure, extend, compare and activate trained versions, and go back to earlier ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cli import repeatability
+from cli import repeatability, reviewed
 from cli.errors import UsageError
 from cli.loading import chosen_version
 from cli.options import add_json, add_models, positive_integer
@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("shadow", _shadow, "let a version score beside the active one and only record; without a version, none"),
         ("operation", _operation, "how a version decides; with options, record how it decides from now on"),
         ("repeatability", repeatability.run, "gauge R&R of the score, and agreement of verdicts, from repeated shots"),
+        ("extend", reviewed.extend, "publish a version with parts that were reviewed good in its bank"),
+        ("compare", reviewed.compare, "how two versions decide on the parts that people have reviewed"),
         ("verify", _verify, "check every file of a version against its SHA-256"),
     ):
         sub = verbs.add_parser(name, help=help_line, description=help_line)
@@ -40,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_models(sub)
         if action is repeatability.run:
             repeatability.add_arguments(sub)
+        elif action is reviewed.extend:
+            reviewed.add_extend_arguments(sub)
+        elif action is reviewed.compare:
+            reviewed.add_compare_arguments(sub)
         else:
             add_json(sub)
         sub.set_defaults(action=action)

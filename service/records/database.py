@@ -28,6 +28,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from service.records.record import Record
 from service.records.tables import inspections
 
+SQLITE_FILE = "records.sqlite"
+
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _CONNECTIONS = 5
 _WAIT_S = 5
@@ -145,6 +147,15 @@ class Database:
         with self.begin() as connection:
             dialect: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
             connection.execute(dialect.insert(inspections).on_conflict_do_nothing(index_elements=["id"]), rows)
+
+
+def database_in(folder: Path, url: str | None) -> Database:
+    """The database of a folder of records: at ``url``, or SQLite in the folder where that is None.
+
+    Raises:
+        DatabaseError: as ``database_url`` and ``Database``.
+    """
+    return Database(URL.create("sqlite", database=str(folder / SQLITE_FILE)) if url is None else database_url(url))
 
 
 def database_url(text: str) -> URL:

@@ -28,6 +28,9 @@ from service.rendering import render_overlay
 from service.settings import Settings
 from service.telemetry import Telemetry
 
+PICTURES = "pictures"
+"""The folder of them, in a folder of records."""
+
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _HEATMAP = ".heatmap.png"
 _TEMPORARY = ".new"

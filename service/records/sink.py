@@ -10,13 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-from sqlalchemy import URL
-
 from service.errors import RECORDS_UNAVAILABLE, ProblemError
 from service.inspection import Inspection
-from service.records.database import Database, DatabaseError, DatabaseUnavailable, database_url
+from service.records.database import DatabaseError, DatabaseUnavailable, database_in
 from service.records.journal import Journal, JournalError, JournalInUse
-from service.records.pictures import Pictures
+from service.records.pictures import PICTURES, Pictures
 from service.records.record import record_of
 from service.records.writer import Writer
 from service.settings import Settings, SettingsError
@@ -46,9 +44,10 @@ class Records:
     def __init__(self, folder: Path, settings: Settings, telemetry: Telemetry) -> None:
         self._required = settings.records_required
         self._telemetry = telemetry
+        url = settings.records_url
         self._journal = _journal(folder, settings)
         try:
-            self.database = Database(_url(folder, settings))
+            self.database = database_in(folder, None if url is None else url.get_secret_value())
         except DatabaseError as error:
             self._journal.close()
             raise SettingsError(f"PLUMBLINE_RECORDS_URL (--records-url): {error}") from error
@@ -57,7 +56,7 @@ class Records:
         except DatabaseError as error:
             self.close()
             raise SettingsError(str(error)) from error
-        self.pictures = Pictures(folder / "pictures", settings, telemetry)
+        self.pictures = Pictures(folder / PICTURES, settings, telemetry)
         self._writer = Writer(
             self._journal,
             self.database,
@@ -150,9 +149,3 @@ def _journal(folder: Path, settings: Settings) -> Journal:
             f"inspections cannot be recorded in {str(folder)!r}: {error.strerror}; name a folder that can be written "
             f"({setting}), or 'none' to record nothing"
         ) from error
-
-
-def _url(folder: Path, settings: Settings) -> URL:
-    if settings.records_url is not None:
-        return database_url(settings.records_url.get_secret_value())
-    return URL.create("sqlite", database=str(folder / "records.sqlite"))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from sqlalchemy import URL, select
+from sqlalchemy import select
 
-from service.records.database import Database, database_url
+from service.records.database import Database, database_in
 from service.records.tables import inspections
 from tests.service.support import CATEGORY, encode, part
 
@@ -37,8 +37,7 @@ def stored(folder: Path, settings: dict[str, str]) -> list[dict[str, Any]]:
 @contextmanager
 def opened(folder: Path, settings: dict[str, str]) -> Iterator[Database]:
     """The database of a service, beside it."""
-    sqlite = URL.create("sqlite", database=str(folder / "records.sqlite"))
-    database = Database(database_url(settings["records_url"]) if settings else sqlite)
+    database = database_in(folder, settings.get("records_url"))
     yield database
     database.close()
 
