@@ -59,12 +59,13 @@ class MqttOutlet(Outlet):
         while True:
             try:
                 await self._connect()
-            except* aiomqtt.MqttError as errors:
+            except* Exception as errors:
                 self._connected.set(0)
                 if not self._away:
                     self._away = True
-                    reason = str(errors.exceptions[0])
-                    log.error("mqtt broker not reached", extra={"fields": {"to": self._where, "reason": reason}})
+                    fields = {"to": self._where, "reason": repr(errors.exceptions[0])}
+                    expected = all(isinstance(error, aiomqtt.MqttError) for error in errors.exceptions)
+                    log.error("mqtt broker not reached", extra={"fields": fields}, exc_info=not expected)
             await asyncio.sleep(self._delay_s * random.uniform(0.5, 1))  # services that lost it together come apart
             self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
 

@@ -73,7 +73,11 @@ class WebhookOutlet(Outlet):
     async def _lane(self, client: httpx.AsyncClient) -> None:
         while True:
             message = await self.outbox.take()
-            reason = await self._deliver(client, message)
+            reason: str | None
+            try:
+                reason = await self._deliver(client, message)
+            except Exception as error:  # such as a host name that cannot be one
+                reason = repr(error)
             self.outbox.done()
             if reason is None:
                 self.count("delivered")

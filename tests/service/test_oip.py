@@ -25,7 +25,17 @@ from models.store import ModelStore
 from service.keys import create_key
 from service.security import Scope
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, HEIGHT, MAX_UPLOAD_BYTES, WIDTH, bomb, encode, make_detector, part
+from tests.service.support import (
+    CATEGORY,
+    HEIGHT,
+    MAX_UPLOAD_BYTES,
+    WIDTH,
+    bomb,
+    encode,
+    make_detector,
+    part,
+    wait_until,
+)
 
 INFER = f"/v2/models/{CATEGORY}/infer"
 SCALARS = ("score", "threshold", "p_value", "pixel_threshold")
@@ -417,6 +427,14 @@ def test_the_document_shows_errors_as_they_are(client: httpx.Client) -> None:
     assert errors.keys() == {"400", "401", "403", "404", "408", "409", "413", "415", "421", "429", "500", "503", "504"}
     schema = {"$ref": "#/components/schemas/InferenceError"}
     assert all(content == {"application/json": {"schema": schema}} for content in errors.values())
+
+
+def test_images_that_wait_count_as_held(serve: Serve, models: Path) -> None:
+    with serve(models, queue_bytes=500_000) as client:
+        response = ask(client, of_files(*[encode(part(100))] * 12))
+        assert_error(response, 503, "500000 bytes")
+        assert int(response.headers["retry-after"]) >= 1
+        wait_until(lambda: ask(client, of_files(encode(part(100)))).status_code == 200)
 
 
 def test_loading(serve: Serve, tmp_path: Any) -> None:

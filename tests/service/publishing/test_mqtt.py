@@ -111,6 +111,13 @@ def test_a_broker_that_was_never_there_stops_nothing(serve: Serve, models: Path,
         assert newest not in ids
 
 
+def test_an_address_that_cannot_be_asked(serve: Serve, models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with serve(models, mqtt_url=f"mqtt://{'a' * 70}.example") as client:
+        wait_until(lambda: "mqtt broker not reached" in caplog.text)
+        score(client)
+        assert metric(client, 'plumbline_results_waiting{to="mqtt"} 1.0')
+
+
 def test_last_will(models: Path, broker: Mosquitto) -> None:
     """Who is killed says nothing; the broker does."""
     program = "from service.server import run; from service.settings import load_settings; run(load_settings())"

@@ -185,6 +185,13 @@ def test_a_receiver_that_hangs_keeps_no_answer_waiting(serve: Serve, models: Pat
         assert set(received.ids) == set(ids)
 
 
+def test_an_address_that_cannot_be_asked(serve: Serve, models: Path) -> None:
+    with serve(models, webhooks=f"http://{'a' * 70}.example", webhook_secret=SECRET, webhook_give_up_s=0.1) as client:
+        score(client)
+        score(client)
+        wait_until(lambda: count(client, "refused") == 2)
+
+
 class TestSettings:
     def test_target(self) -> None:
         target = target_of("https://user:word@host/a?b=c#defective+review")
