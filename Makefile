@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+SOAK_SECONDS ?= 1800
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check lint types contract format venv
+.PHONY: help demo test fuzz soak check lint types contract format venv
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,6 +22,9 @@ test: check  ## everything CI runs: the checks below, then the tests; ARGS goes 
 fuzz: $(STAMP)  ## 10,000 mutated images and many requests of every kind, 20 minutes
 	PLUMBLINE_FUZZ_IMAGES=10000 PLUMBLINE_FUZZ_EXAMPLES=200 $(BIN)/pytest -s --timeout 3600 \
 		tests/service/test_fuzz_images.py tests/service/test_fuzz_api.py $(ARGS)
+
+soak: $(STAMP)  ## a service under mixed load for 30 minutes; memory and handles must stay; SOAK_SECONDS shortens it
+	$(BIN)/python -m benchmarks.soak --seconds $(SOAK_SECONDS) --out soak.json
 
 check: lint types contract  ## all checks that run no test
 

@@ -73,6 +73,7 @@ class Score(_Answer):
         threshold: image scores above it are defective.
         pixel_threshold: the anomaly map's values above it form regions.
         p_value: share of good parts at least as anomalous.
+        invalidity: how far from showing this product at all; above 1 the verdict is invalid.
         regions: the highest peak first.
         score_map: score of every window, if asked for.
     """
@@ -84,6 +85,7 @@ class Score(_Answer):
     threshold: float
     pixel_threshold: float
     p_value: float
+    invalidity: float | None = None
     verdict: Verdict
     regions: tuple[Region, ...]
     image: ImageSize

@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.serving import served
 from service.keys import create_key
 from service.security import Scope
-from tests.service.process import served
 from tests.service.support import MAX_PIXELS, MAX_UPLOAD_BYTES
 
 EXAMPLES = os.environ.get("PLUMBLINE_FUZZ_EXAMPLES", "5")

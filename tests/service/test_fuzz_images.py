@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.serving import served
 from tests.service.corpus import mutated, seeds
-from tests.service.process import served
 from tests.service.support import CATEGORY, MAX_PIXELS, MAX_UPLOAD_BYTES, assert_problem, encode, part
 
 ROOT = Path(__file__).resolve().parents[2]
