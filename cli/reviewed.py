@@ -44,6 +44,7 @@ def extend(options: argparse.Namespace) -> dict[str, Any]:
     from models.extension import NotExtendable
     from models.extension import extend as extended
     from models.images import read_image
+    from models.operation import Operations
     from models.store import ModelStore
 
     found = {one.id: one for one in _read(options, ids=options.inspections)}
@@ -68,7 +69,7 @@ def extend(options: argparse.Namespace) -> dict[str, Any]:
         made = extended(detector, inputs, source)
     except NotExtendable as error:
         raise UsageError(f"{options.category}: {error}") from error
-    version = store.publish(options.category, made.save, activate=False)
+    version = Operations(store).publish(made, activate=False)
     print(
         f"{options.category}: version {version} is version {detector.version} with {len(chosen)} more images, "
         f"{made.scan.members[0].density.samples} embeddings; compare the two, then activate it"

@@ -69,15 +69,16 @@ def revised(
         region: the region of interest; that of ``before`` if not given.
 
     Returns:
-        The operation, its number still that of ``before``. It has no review band: a band is in scores, which the new
-        thresholds are not comparable with.
+        The operation, its number still that of ``before``, and the invalidity threshold too. It has no review band: a
+        band is in scores, which the new thresholds are not comparable with.
 
     Raises:
         ValueError: the calibration images cannot vouch for the rate.
     """
     within = before.region_of_interest if region == "as before" else region
     wanted = before.operating_point.false_reject_rate if rate is None else rate
-    point = detector.operating_point_for(wanted, within)
+    unchanged = {"invalidity_threshold": before.operating_point.invalidity_threshold}
+    point = detector.operating_point_for(wanted, within).model_copy(update=unchanged)
     return Operation(
         number=before.number,
         operating_point=point,
@@ -104,6 +105,16 @@ class Operations:
         records = self._store.records(category, version)
         found = [_read(name, records[name]) for name in records if name.startswith(_RECORD)]
         return sorted(found, key=lambda operation: operation.number)
+
+    def latest_number(self, category: str, version: int) -> int:
+        """The number of the operation in force, had without reading it.
+
+        Raises:
+            StoreError: there is no such version.
+        """
+        names = self._store.record_names(category, version)
+        numbers = [name.removeprefix(_RECORD) for name in names if name.startswith(_RECORD)]
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def in_force(self, detector: Detector) -> Operation:
         """The last operation of a published detector's version, or the artifact's own where there is none.

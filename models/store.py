@@ -286,6 +286,14 @@ class ModelStore:
         paths = [path for path in sorted(folder.glob("*.json")) if _NAME.fullmatch(path.stem)]
         return {path.stem: _read_record(path) for path in paths if path.is_file() and not path.is_symlink()}
 
+    def record_names(self, category: str, version: int) -> list[str]:
+        """The names of a version's records, none of them read."""
+        self.folder(category, version)
+        folder = self._records(category, version)
+        if not self._is_own_folder(folder):
+            return []
+        return [path.stem for path in sorted(folder.glob("*.json")) if _NAME.fullmatch(path.stem)]
+
     def _write_record(self, category: str, version: int, name: str, text: str) -> Path:
         """Put a record in its place; the caller holds the category's lock."""
         path = self._record(category, version, name)

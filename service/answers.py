@@ -36,6 +36,7 @@ class Score(BaseModel):
     id: UUID
     category: str
     version: int
+    operation: int = Field(description="number of the version's run-time settings that decided; 0: its own")
     image_score: float = Field(description="the highest score of a window that shows the image")
     threshold: float = Field(description="image scores above it are defective")
     pixel_threshold: float = Field(description="the anomaly map's values above it form regions")
@@ -58,15 +59,15 @@ class Score(BaseModel):
 def score_of(inspection: Inspection, *, with_map: bool = False) -> Score:
     """The score of an inspection, with the score map if that is asked for."""
     served, prediction = inspection.served, inspection.prediction
-    operating_point = served.detector.operating_point
     height, width = inspection.image.shape[:2]
     return Score(
         id=inspection.id,
         category=served.category,
         version=served.version,
+        operation=served.operation.number,
         image_score=prediction.image_score,
-        threshold=operating_point.image_threshold,
-        pixel_threshold=operating_point.pixel_threshold,
+        threshold=served.point.image_threshold,
+        pixel_threshold=served.point.pixel_threshold,
         p_value=prediction.p_value,
         invalidity=prediction.invalidity,
         verdict=prediction.verdict,

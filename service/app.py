@@ -14,7 +14,18 @@ from fastapi.middleware.cors import CORSMiddleware
 from models.device import set_threads
 from models.store import ModelStore
 from service.access import Access
-from service.api import categories, extension, health, inspections, lookout, oip, oip_repository, scoring, versions
+from service.api import (
+    categories,
+    extension,
+    health,
+    inspections,
+    lookout,
+    oip,
+    oip_repository,
+    operation,
+    scoring,
+    versions,
+)
 from service.api import drift as drift_api
 from service.backlog import Backlog
 from service.bodies import BodyLimit
@@ -100,6 +111,7 @@ def create_app(settings: Settings) -> FastAPI:
         categories.router,
         versions.router,
         extension.router,
+        operation.router,
         inspections.router,
         drift_api.router,
         health.router,

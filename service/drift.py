@@ -85,10 +85,10 @@ class Monitor:
 
     def __init__(self, served: Served, settings: Settings) -> None:
         detector = served.detector
-        point = detector.operating_point
+        point = served.point
         self.served = served
         self.limit = point.image_threshold if point.review_band is None else point.review_band[0]
-        self.calibration = detector.calibration.image_scores
+        self.calibration = detector.calibration_for(served.operation.region_of_interest).image_scores
         self.scores = Watch(self.calibration[self.calibration < self.limit].tolist(), settings.drift_false_alarm_rate)
         self.rejects = Watch((), settings.drift_false_alarm_rate)
         self.window: deque[Scored] = deque(maxlen=settings.drift_window)
@@ -201,7 +201,8 @@ class Drift(Collector):
 
 
 def _is_same(one: Served, other: Served) -> bool:
-    return one.version == other.version
+    """Another operation is another threshold: what was seen before says nothing of it."""
+    return (one.version, one.operation.number) == (other.version, other.operation.number)
 
 
 def _same_image(one: Scored, other: Scored) -> bool:

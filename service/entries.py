@@ -30,6 +30,7 @@ class Entry:
         incoming: the one that is loaded, or being loaded, to become the version or the shadow.
         problem: why what the store says of the version is not what is served.
         shadow_problem: why what the store says of the shadow is not so.
+        operation_problem: why what is recorded of a version's operation is not in force.
         changing: held while any of this changes.
     """
 
@@ -40,12 +41,18 @@ class Entry:
     incoming: int | None = None
     problem: str | None = None
     shadow_problem: str | None = None
+    operation_problem: str | None = None
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def served(self) -> int | None:
         """The version that is served; None where none is."""
         return self.version if self.state is CategoryState.READY else None
+
+    @property
+    def problems(self) -> list[str]:
+        """All that is wrong."""
+        return [text for text in (self.problem, self.shadow_problem, self.operation_problem) if text is not None]
 
     @contextmanager
     def arriving(self, version: int | None) -> Iterator[None]:
@@ -86,7 +93,7 @@ class Entries(dict[str, Entry]):
     def tell(self, entry: Entry) -> None:
         """Show whether something is wrong, as a metric."""
         if entry.name in self:
-            self._telemetry.model_problem.labels(entry.name).set(bool(entry.problem or entry.shadow_problem))
+            self._telemetry.model_problem.labels(entry.name).set(bool(entry.problems))
 
     def forget(self, entry: Entry) -> None:
         """The category is gone."""

@@ -56,7 +56,7 @@ async def extend_active(
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         made = await _made(service, served.detector, np.stack(inputs), source)
-        version = await service.registry.publish(category, made.save)
+        version = await service.registry.publish(made, author)
         return version, made, served.version
 
 

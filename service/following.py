@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from contextlib import suppress
 
 from models.artifact import ArtifactError
-from models.store import ModelStore, StoreError
+from models.store import ModelStore, StoreError, UnknownVersion
 from service.entries import CategoryState, Entries, Entry
 from service.loader import Loader, LoadError
 from service.telemetry import Telemetry
@@ -94,6 +94,7 @@ class Follower:
                     await self._follow_active(entry)
                     await self._follow_shadow(entry)
                     await self._drop_outdated(entry)
+                    await self._follow_operations(entry)
                 except Exception:
                     _log.exception("following the store failed", extra={"fields": {"category": name}})
                     entry.problem = "following the model store failed; see the service's log"
@@ -157,6 +158,24 @@ class Follower:
             with suppress(StoreError, OSError):
                 stamps[version] = self._store.stamp(name, version)
         return stamps
+
+    async def _follow_operations(self, entry: Entry) -> None:
+        """Take over what another process has recorded; what cannot be read leaves the operation in force."""
+        problem = None
+        for version in self._loader.versions(entry.name):
+            if (loaded := self._loader.loaded(entry.name, version)) is None:
+                continue
+            try:
+                if await self._loader.is_outdated(loaded.served):
+                    await self._loader.operate(loaded.served)
+            except UnknownVersion:  # deleted meanwhile
+                continue
+            except (ArtifactError, StoreError, OSError) as error:
+                number = loaded.served.operation.number
+                problem = f"version {version} goes on with operation {number}, because {error}"
+        if problem is not None and problem != entry.operation_problem:
+            _log.error("operation not read", extra={"fields": {"category": entry.name, "reason": problem}})
+        entry.operation_problem = problem
 
     async def _forget(self, entry: Entry) -> None:
         async with entry.changing:

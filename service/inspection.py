@@ -263,14 +263,16 @@ def queue_full(service: Service, reason: str) -> ProblemError:
 async def _score(
     service: Service, submission: Submission, seconds: dict[str, float]
 ) -> tuple[NDArray[np.uint8], str, Prediction]:
-    detector = submission.served.detector
+    detector, operation = submission.served.detector, submission.served.operation
     image, digest, placed = await _decoded(service, submission, seconds, detector.place)
     assert placed is not None
     pixels, placement = placed
     scanned = await service.worker.scan(detector, pixels, submission.deadline)
     seconds["queue"], seconds["score"] = scanned.waited_s, scanned.ran_s
+    score_map, anomaly_map, summary = scanned.value
+    judge = partial(detector.judge, score_map, anomaly_map, placement, operation, summary)
     with timed(seconds, "judge"):
-        return image, digest, await in_pool(service, partial(detector.judge, *scanned.value, placement))
+        return image, digest, await in_pool(service, judge)
 
 
 async def _explain(
@@ -279,7 +281,7 @@ async def _explain(
     detector = submission.served.detector
     image, digest, _ = await _decoded(service, submission, seconds)
     async with _turn(service):
-        job = partial(explain, detector, image, method)
+        job = partial(explain, detector, image, method, operation=submission.served.operation)
         explained = await service.worker.run(job, service.explanation_pace(detector))
     seconds["queue"], seconds["explain"] = explained.waited_s, explained.ran_s
     return image, digest, explained.value

@@ -6,16 +6,18 @@ import asyncio
 import logging
 from collections.abc import Callable, Hashable, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from models.artifact import ArtifactError, Manifest, verify
+from models.calibration import OperatingPoint
 from models.detector import Detector
 from models.device import resolve_device, set_threads
 from models.memory import array_bytes
+from models.operation import Operation, Operations
 from models.store import ModelStore
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -31,6 +33,12 @@ class Served:
     category: str
     version: int
     detector: Detector
+    operation: Operation
+
+    @property
+    def point(self) -> OperatingPoint:
+        """Where it decides."""
+        return self.operation.operating_point
 
 
 class LoadError(Exception):
@@ -77,6 +85,7 @@ class Loader:
         pinned: Callable[[], Set[Key]],
     ) -> None:
         self._store = store
+        self._operations = Operations(store)
         self._worker = worker
         self._telemetry = telemetry
         self._device = settings.device
@@ -142,6 +151,44 @@ class Loader:
             task.add_done_callback(partial(self._finish, key))
         return (await asyncio.shield(task)).served
 
+    async def operate(
+        self, served: Served, record: Callable[[Operations, Detector], Operation] | None = None
+    ) -> Served:
+        """Decide by the operation that is in force now, or that ``record`` puts in force.
+
+        Args:
+            record: on a thread of its own; what it raises is passed on.
+
+        Raises:
+            StoreError, ArtifactError, OSError: the operations cannot be read or written.
+        """
+        find = self._in_force if record is None else partial(record, self._operations)
+        operation = await asyncio.to_thread(find, served.detector)
+        changed = replace(served, operation=operation)
+        key = served.category, served.version
+        loaded = self._loaded.get(key)
+        if loaded is not None and loaded.served.detector is served.detector:
+            self._loaded[key] = replace(loaded, served=changed)  # its place among the least used stays
+        return changed
+
+    async def is_outdated(self, served: Served) -> bool:
+        """Whether another process has put another operation in force.
+
+        Raises:
+            StoreError, OSError: the operations cannot be read.
+        """
+        latest = await asyncio.to_thread(self._operations.latest_number, served.category, served.version)
+        return latest != served.operation.number
+
+    async def operations(self, served: Served) -> list[Operation]:
+        """All operations of a version, the latest first; the last is the artifact's own.
+
+        Raises:
+            StoreError, ArtifactError, OSError: they cannot be read.
+        """
+        history = await asyncio.to_thread(self._operations.history, served.category, served.version)
+        return [*reversed(history), served.detector.own_operation]
+
     def unload(self, category: str, version: int) -> None:
         """Take a version out of memory; requests that hold it keep it until they are answered."""
         if self._loaded.pop((category, version), None) is not None:
@@ -202,6 +249,7 @@ class Loader:
 
         done = await self._worker.run(warm)
         detector, memory = done.value
+        operation = await loop.run_in_executor(self._thread, self._in_force, detector)
         fields = {
             "category": category,
             "version": version,
@@ -210,7 +258,13 @@ class Loader:
             "bytes": memory,
         }
         _log.info("model loaded", extra={"fields": fields})
-        return Loaded(Served(category, version, detector), stamp, memory)
+        return Loaded(Served(category, version, detector, operation), stamp, memory)
+
+    def _in_force(self, detector: Detector) -> Operation:
+        """The operation in force, and its calibration made now rather than with the first image."""
+        operation = self._operations.in_force(detector)
+        detector.calibration_for(operation.region_of_interest)
+        return operation
 
     def _fail(self, key: Key, stamp: Hashable, reason: str) -> LoadError:
         error = LoadError(reason)

@@ -7,19 +7,24 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+
+from pydantic import ValidationError
 
 from models.activations import Activation
 from models.artifact import ArtifactError
+from models.detector import Detector
+from models.operation import Operation, Operations, UnknownOperation
 from models.store import ModelStore, StoreError, StoreReadOnly, UnknownCategory, UnknownVersion
 from service.entries import CategoryState, Entries, Entry
 from service.errors import (
     CATEGORY_UNAVAILABLE,
+    INVALID_REQUEST,
     MODEL_MEMORY,
     NO_EARLIER_VERSION,
     STORE_READ_ONLY,
     STORE_UNAVAILABLE,
     UNKNOWN_CATEGORY,
+    UNKNOWN_OPERATION,
     UNKNOWN_VERSION,
     VERSION_IN_USE,
     VERSION_UNAVAILABLE,
@@ -113,7 +118,7 @@ class Registry:
             ProblemError: unknown; a name is looked up, never made into a path.
         """
         entry = self._entry(name)
-        reason = "; ".join(filter(None, (entry.problem, entry.shadow_problem))) or None
+        reason = "; ".join(entry.problems) or None
         served, shadow = self._in_memory(name, entry.served), self._in_memory(name, entry.shadow)
         return Category(name, entry.state, entry.version, reason, served, shadow)
 
@@ -204,18 +209,51 @@ class Registry:
         with _problems(name):
             await asyncio.to_thread(self._store.check_writable, name)
 
-    async def publish(self, name: str, write: Callable[[Path, int], None]) -> int:
-        """Add a version to the store, not the active one; gives its number.
-
-        Args:
-            write: leaves the artifact in a folder; on a thread of its own.
+    async def publish(self, detector: Detector, author: str) -> int:
+        """Add a version to the store, not the active one, which hands on its region of interest; gives its number.
 
         Raises:
             ProblemError: unknown, or the store may not be written to.
         """
-        self._entry(name)
-        with _problems(name):
-            return await asyncio.to_thread(self._store.publish, name, write, activate=False)
+        self._entry(detector.category)
+        with _problems(detector.category):
+            return await asyncio.to_thread(Operations(self._store).publish, detector, activate=False, author=author)
+
+    async def operate(
+        self, name: str, version: int | None, record: Callable[[Operations, Detector], Operation]
+    ) -> Served:
+        """Put a new operation in force for a version, by default the active one; it holds from the next request on.
+
+        Args:
+            record: records it, on a thread of its own.
+
+        Raises:
+            ProblemError: one of SERVED_PROBLEMS; the operation is not possible, or the store may not be written to.
+        """
+        entry = self._entry(name)
+        async with entry.changing:
+            served = await self.served(name, version)
+            with _problems(name, served.version):
+                await asyncio.to_thread(self._store.check_writable, name)
+                try:
+                    changed = await self.loader.operate(served, record)
+                except ValidationError as error:
+                    detail = "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors())
+                    raise ProblemError(INVALID_REQUEST, detail) from error
+                except ValueError as error:
+                    raise ProblemError(INVALID_REQUEST, str(error)) from error
+                entry.operation_problem = None
+        self._entries.tell(entry)
+        return changed
+
+    async def operations(self, served: Served) -> list[Operation]:
+        """All operations of a version, the latest first.
+
+        Raises:
+            ProblemError: they cannot be read.
+        """
+        with _problems(served.category, served.version):
+            return await self.loader.operations(served)
 
     async def set_shadow(self, name: str, version: int | None) -> None:
         """Let a version score beside the active one, in the store too; None ends that.
@@ -247,7 +285,7 @@ class Registry:
         """What is not as the store says, though the service goes on; names no category."""
         if self.store_problem is not None:
             return "the model store cannot be read; what is loaded goes on serving"
-        wrong = sum(entry.problem is not None or entry.shadow_problem is not None for entry in self._entries.values())
+        wrong = sum(bool(entry.problems) for entry in self._entries.values())
         return f"what the model store says of {wrong} of the categories is not what is served" if wrong else None
 
     async def versions(self, name: str) -> list[VersionFacts]:
@@ -324,6 +362,8 @@ def _problems(name: str, version: int | None = None) -> Iterator[None]:
         raise ProblemError(UNKNOWN_CATEGORY, f"there is no category {name!r} any more") from error
     except UnknownVersion as error:
         raise ProblemError(UNKNOWN_VERSION, str(error)) from error
+    except UnknownOperation as error:
+        raise ProblemError(UNKNOWN_OPERATION, str(error)) from error
     except StoreReadOnly as error:
         detail = f"the model store is read-only for the service; use `plumbline models` where it is not ({error})"
         raise ProblemError(STORE_READ_ONLY, detail) from error

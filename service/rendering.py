@@ -128,11 +128,14 @@ def render_raw(anomaly_map: NDArray[np.float32]) -> RawMap:
     return RawMap(png=_encode(codes.astype(np.uint16)), minimum=minimum, step=step)
 
 
-def render_mask(prediction: Prediction, pixel_threshold: float, colour: int) -> tuple[bytes, float]:
+def render_mask(
+    prediction: Prediction, pixel_threshold: float, colour: int, region_of_interest: RegionOfInterest | None = None
+) -> tuple[bytes, float]:
     """Draw what the regions cover, in one colour on white.
 
     Args:
         colour: 0xRRGGBB.
+        region_of_interest: what lies outside has no colour, unless it is of the peak window.
 
     Returns:
         A PNG of the original's size, and the share of its pixels that have the colour.
@@ -140,6 +143,8 @@ def render_mask(prediction: Prediction, pixel_threshold: float, colour: int) -> 
     placement = prediction.placement
     inside = np.zeros((placement.original_height, placement.original_width), np.uint8)
     above = placement.map_to_original(prediction.anomaly_map) > pixel_threshold
+    if region_of_interest is not None:
+        above &= region_of_interest.over(*above.shape)
     for region in prediction.regions:
         box = region.box
         rows, columns = slice(box.y, box.y + box.height), slice(box.x, box.x + box.width)

@@ -90,7 +90,7 @@ class Shadows:
 
     async def _compare(self, inspection: Inspection, shadow: Served) -> None:
         begun = asyncio.get_running_loop().time()
-        done = await self._worker.run(lambda: shadow.detector.predict([inspection.image]))
+        done = await self._worker.run(lambda: shadow.detector.predict([inspection.image], shadow.operation))
         (prediction,) = done.value
         answered, labels = inspection.prediction, (shadow.category, shadow.version)
         self._telemetry.shadow_verdicts.labels(*labels, prediction.verdict, answered.verdict).inc()

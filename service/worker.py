@@ -22,7 +22,7 @@ from service.line import MARGIN, Image, Job, Line, Released, Timed, Work
 from service.pace import Pace
 
 Result = TypeVar("Result")
-Maps = tuple[NDArray[np.float32], NDArray[np.float32]]
+Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 # Long enough for the batch at hand, short enough to stop before a container runtime kills the process.
 _STOP_TIMEOUT_S = 8.0
@@ -109,8 +109,8 @@ class Worker:
             rest = max(0.0, running - (time.monotonic() - self._started_at))
             return MARGIN * (rest + self._line.seconds)
 
-    async def scan(self, detector: Detector, pixels: NDArray[np.uint8], deadline: float) -> Timed[Maps]:
-        """Queue an image and wait for its score map (h, w) and its anomaly map (S, S).
+    async def scan(self, detector: Detector, pixels: NDArray[np.uint8], deadline: float) -> Timed[Seen]:
+        """Queue an image and wait for its score map (h, w), its anomaly map (S, S) and its summary (D,).
 
         A waiter that is cancelled takes an image with it that has not begun.
 
@@ -207,7 +207,9 @@ class Worker:
         """
         begun = time.monotonic()
         try:
-            score_maps, anomaly_maps = images[0].detector.scan.maps(np.stack([image.pixels for image in images]))
+            score_maps, anomaly_maps, summaries = images[0].detector.scan.look(
+                np.stack([image.pixels for image in images])
+            )
         except Exception as error:
             if _is_fatal(error):
                 raise
@@ -218,8 +220,8 @@ class Worker:
                 return failures[-1] if all(failures) else None
             images[0].future.set_exception(DeviceOutOfMemory(str(error)) if out_of_memory else error)
             return f"{type(error).__name__}: {error}"
-        for image, *maps in zip(images, score_maps, anomaly_maps, strict=True):
-            self._answer(image, tuple(maps), begun, len(images))
+        for image, *seen in zip(images, score_maps, anomaly_maps, summaries, strict=True):
+            self._answer(image, tuple(seen), begun, len(images))
         return None
 
     def _answer(self, work: Work, value: Any, begun: float, shared_by: int = 1) -> None:

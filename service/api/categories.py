@@ -30,7 +30,10 @@ class CategorySummary(BaseModel):
 class CategoryDetails(CategorySummary):
     """A category, and its detector where that is ready."""
 
-    detector: dict[str, Any] | None = Field(default=None, description="what the detector is and how it decides")
+    operation: int | None = Field(default=None, description="number of the operation in force; see its own route")
+    detector: dict[str, Any] | None = Field(
+        default=None, description="what the detector is, and how it decides where no operation says otherwise"
+    )
 
 
 class CategoryList(BaseModel):
@@ -52,8 +55,11 @@ async def list_categories(request: Request) -> CategoryList:
 async def show_category(category: str, request: Request) -> CategoryDetails:
     """One category and its detector."""
     entry = service_of(request).registry.category(category)
-    detector = None if entry.served is None else entry.served.detector.description()
-    return CategoryDetails(**summary(entry).model_dump(), detector=detector)
+    if (served := entry.served) is None:
+        return CategoryDetails(**summary(entry).model_dump())
+    return CategoryDetails(
+        **summary(entry).model_dump(), operation=served.operation.number, detector=served.detector.description()
+    )
 
 
 def summary(category: Category) -> CategorySummary:

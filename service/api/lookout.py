@@ -227,9 +227,10 @@ async def detect_anomalies(
         seconds=request.state.seconds,
     )
     inspection = await unless_client_leaves(request, inspect(service, submission))
-    prediction, point = inspection.prediction, served.detector.operating_point
+    prediction, point = inspection.prediction, served.point
     request.state.log.update(verdict=prediction.verdict, image_score=prediction.image_score)
-    draw = partial(render_mask, prediction, point.pixel_threshold, _ANOMALY_COLOUR)
+    region = served.operation.region_of_interest
+    draw = partial(render_mask, prediction, point.pixel_threshold, _ANOMALY_COLOUR, region)
     mask, share = await in_pool(service, draw)
     response.headers["x-amzn-RequestId"] = str(request.state.id)
     return DetectAnomaliesResponse(

@@ -333,7 +333,7 @@ async def _inspect_all(
 
 
 def _tensors(served: Served, results: list[_Result]) -> dict[str, Tensor]:
-    predictions, operating_point = [result.prediction for result in results], served.detector.operating_point
+    predictions, operating_point = [result.prediction for result in results], served.point
     count = len(results)
     return {
         "score": np.array([prediction.image_score for prediction in predictions], np.float32),

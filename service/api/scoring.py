@@ -93,6 +93,7 @@ _HEADERS = {
     "Id": "id of the inspection",
     "Category": "category",
     "Version": "version of the detector",
+    "Operation": "number of the version's run-time settings that decided",
     "Image-Score": "image score",
     "Threshold": "image scores above it are defective",
     "Pixel-Threshold": "the anomaly map's values above it form regions",
@@ -135,7 +136,8 @@ async def heatmap(category: str, query: Annotated[HeatmapQuery, Query()], reques
     """Show where one image deviates; the input is that of `/score`."""
     inspection = await inspect_upload(request, category, query, "heatmap")
     service = service_of(request)
-    prediction, threshold = inspection.prediction, inspection.served.detector.operating_point.pixel_threshold
+    prediction, threshold = inspection.prediction, inspection.served.point.pixel_threshold
+    region = inspection.served.operation.region_of_interest
     facts = _facts(category, inspection)
     with _rendering(service):
         if query.style == "raw":
@@ -147,7 +149,7 @@ async def heatmap(category: str, query: Annotated[HeatmapQuery, Query()], reques
             }
             png = raw.png
         else:
-            draw = partial(render_overlay, inspection.image, prediction, threshold, query.opacity)
+            draw = partial(render_overlay, inspection.image, prediction, threshold, query.opacity, region)
             facts["Scale-Start"], facts["Scale-End"] = colour_scale(threshold)
             png = await in_pool(service, draw)
     return _picture(png, facts)
@@ -181,11 +183,12 @@ async def explain(category: str, query: Annotated[ExplainQuery, Query()], reques
 
 
 def _facts(category: str, inspection: Inspection) -> dict[str, object]:
-    prediction, operating_point = inspection.prediction, inspection.served.detector.operating_point
+    prediction, operating_point = inspection.prediction, inspection.served.point
     height, width = inspection.image.shape[:2]
     return {
         "Category": category,
         "Version": inspection.served.version,
+        "Operation": inspection.served.operation.number,
         "Image-Score": prediction.image_score,
         "Threshold": operating_point.image_threshold,
         "Pixel-Threshold": operating_point.pixel_threshold,

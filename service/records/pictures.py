@@ -130,8 +130,13 @@ class Pictures:
         if shutil.disk_usage(self.folder).free < self._settings.keep_free_bytes + len(data):
             self._telemetry.pictures.labels("no_space").inc()
             return
-        threshold = inspection.served.detector.operating_point.pixel_threshold
-        heatmap = render_overlay(inspection.image, inspection.prediction, threshold)
+        served = inspection.served
+        heatmap = render_overlay(
+            inspection.image,
+            inspection.prediction,
+            served.point.pixel_threshold,
+            region=served.operation.region_of_interest,
+        )
         for content, suffix in ((data, _suffix(data)), (heatmap, _HEATMAP)):
             path = _path(self.folder, inspection.id, inspection.time, suffix)
             path.parent.mkdir(exist_ok=True)

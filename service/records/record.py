@@ -54,7 +54,7 @@ class Record(Facts):
 def record_of(inspection: Inspection) -> Record:
     """The record of an inspection."""
     submission, served, prediction = inspection.submission, inspection.served, inspection.prediction
-    point = served.detector.operating_point
+    point = served.point
     height, width = inspection.image.shape[:2]
     low, high = point.review_band or (None, None)
     return Record(
@@ -62,7 +62,7 @@ def record_of(inspection: Inspection) -> Record:
         time=inspection.time,
         category=served.category,
         version=served.version,
-        operation=0,
+        operation=served.operation.number,
         shadow_of=inspection.shadow_of,
         image_sha256=inspection.image_sha256,
         image_width=width,

@@ -134,8 +134,8 @@ class Inspections:
     """The sink of a registry whose active version the test sets."""
 
     def __init__(self, detector: Detector, models: Path, **settings: Any) -> None:
-        self.active = Served(CATEGORY, 1, detector)
-        registry: Any = SimpleNamespace(served=lambda category: self.active)
+        self.active = Served(CATEGORY, 1, detector, detector.own_operation)
+        registry: Any = SimpleNamespace(active=lambda category: self.active)
         self.drift = Drift(registry, load_settings(models=models, **settings), Telemetry())
 
     def take(self, served: Served, score: float, verdict: Verdict = Verdict.GOOD) -> None:

@@ -118,10 +118,10 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Ev
     """Explanations say that they have begun, and wait."""
     entered, opened = threading.Event(), threading.Event()
 
-    def held(*arguments: Any) -> Explanation:
+    def held(*arguments: Any, **options: Any) -> Explanation:
         entered.set()
         assert opened.wait(60)
-        return explain(*arguments)
+        return explain(*arguments, **options)
 
     monkeypatch.setattr("service.inspection.explain", held)
     return entered, opened

@@ -176,15 +176,15 @@ class TestRefused:
         assert "Message" in response.json()
 
     def test_full_queue(self, serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        entered, opened, maps = threading.Event(), threading.Event(), Scan.maps
+        entered, opened, look = threading.Event(), threading.Event(), Scan.look
 
         def held(self: Scan, *arguments: Any) -> Any:
             entered.set()
             assert opened.wait(60)
-            return maps(self, *arguments)
+            return look(self, *arguments)
 
         with serve(models, queue_size=1) as client, ThreadPoolExecutor(2) as pool:
-            monkeypatch.setattr(Scan, "maps", held)
+            monkeypatch.setattr(Scan, "look", held)
             lookout = connect(client.base_url)
             first = pool.submit(detect, connect(client.base_url), encode(part(100)))
             assert entered.wait(60)

@@ -44,7 +44,7 @@ def metric(client: httpx.Client, name: str, **labels: str) -> float:
 
 
 class Gate:
-    """Holds the worker inside ``Scan.maps`` until it is opened."""
+    """Holds the worker inside ``Scan.look`` until it is opened."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -54,15 +54,15 @@ class Gate:
 
 @contextmanager
 def held_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, maps = Gate(), Scan.maps
+    gate, look = Gate(), Scan.look
 
     def held(self: Scan, images: NDArray[np.uint8]) -> Any:
         gate.images += len(images)
         gate.entered.set()
         assert gate.open.wait(60)
-        return maps(self, images)
+        return look(self, images)
 
-    monkeypatch.setattr(Scan, "maps", held)
+    monkeypatch.setattr(Scan, "look", held)
     try:
         yield gate
     finally:
@@ -70,10 +70,10 @@ def held_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
-    def maps(self: Scan, images: Any) -> Any:
+    def look(self: Scan, images: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(Scan, "maps", maps)
+    monkeypatch.setattr(Scan, "look", look)
 
 
 def test_healthy_and_ready(client: httpx.Client) -> None:
@@ -211,13 +211,13 @@ def test_dead_worker_is_not_healthy(
 def test_dead_worker_answers_those_who_wait(serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entered, release = threading.Event(), threading.Event()
 
-    def maps(self: Scan, images: Any) -> Any:
+    def look(self: Scan, images: Any) -> Any:
         entered.set()
         assert release.wait(60)
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with serve(models) as client, ThreadPoolExecutor(3) as pool:
-        monkeypatch.setattr(Scan, "maps", maps)
+        monkeypatch.setattr(Scan, "look", look)
         waiting = [pool.submit(send, client)]
         assert entered.wait(60)
         waiting += [pool.submit(send, client) for _ in range(2)]

@@ -145,7 +145,7 @@ def test_error_is_the_jobs_own() -> None:
 def test_cancelled_work_does_not_run(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         ran = threading.Event()
-        monkeypatch.setattr(Scan, "maps", lambda *_: ran.set())
+        monkeypatch.setattr(Scan, "look", lambda *_: ran.set())
         async with running() as worker:
             async with held(worker):
                 job = asyncio.create_task(worker.run(ran.set))
@@ -164,7 +164,7 @@ def test_cancelled_work_does_not_run(own_detector: Detector, monkeypatch: pytest
 
 def test_an_image_that_is_too_late_is_not_scanned(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr(Scan, "maps", lambda *_: pytest.fail("scanned"))
+        monkeypatch.setattr(Scan, "look", lambda *_: pytest.fail("scanned"))
         async with running() as worker:
             with pytest.raises(DeadlineUnmet):
                 await worker.scan(own_detector, placed(own_detector, 1)[0], time.monotonic() - 1)
@@ -198,10 +198,10 @@ def test_never_started() -> None:
 
 
 class Device:
-    """Stands in for ``Scan.maps``: what it raises depends on what it is given."""
+    """Stands in for ``Scan.look``: what it raises depends on what it is given."""
 
     def __init__(self, fault: Callable[[NDArray[np.uint8]], BaseException | None]) -> None:
-        self.maps = Scan.maps
+        self.look = Scan.look
         self.fault = fault
         self.sizes: list[int] = []
 
@@ -209,7 +209,7 @@ class Device:
         self.sizes.append(len(images))
         if (error := self.fault(images)) is not None:
             raise error
-        return self.maps(scan, images)
+        return self.look(scan, images)
 
 
 async def scan_together(worker: Worker, detector: Detector, images: list[NDArray[np.uint8]]) -> list[Any]:
@@ -222,7 +222,7 @@ async def scan_together(worker: Worker, detector: Detector, images: list[NDArray
 
 def patched(monkeypatch: pytest.MonkeyPatch, fault: Callable[[NDArray[np.uint8]], BaseException | None]) -> Device:
     device = Device(fault)
-    monkeypatch.setattr(Scan, "maps", lambda scan, images: device(scan, images))
+    monkeypatch.setattr(Scan, "look", lambda scan, images: device(scan, images))
     return device
 
 
@@ -304,7 +304,7 @@ def test_a_cuda_error_ends_the_worker_at_once(own_detector: Detector, monkeypatc
 
 def test_a_batch_may_hang_and_a_job_may_not(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate()
-    monkeypatch.setattr(Scan, "maps", lambda *_: gate())
+    monkeypatch.setattr(Scan, "look", lambda *_: gate())
 
     async def main() -> None:
         async with running(hang_s=0.01) as worker:
