@@ -10,7 +10,7 @@ from typing import Protocol, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
 from models.calibration import Calibration
 from models.geometry import Box, ScanGeometry
@@ -48,8 +48,7 @@ class CalibrationSet:
         score_maps: (n, h, w) float32.
         summaries: (n, D) float32, as ``models.validity.summarise`` makes them.
         contents: where each image lies in its input.
-        inputs: (n, S, S, 3) uint8, the images as they were scanned; of a loaded set they stay on the disk, mapped,
-            until they are looked at.
+        inputs: (n, S, S, 3) uint8, the images as they were scanned.
 
     Raises:
         ValueError: if the parts are not of one number of images.
@@ -97,8 +96,8 @@ class CalibrationSet:
             "contents": np.array(boxes, np.int64),
             "inputs": self.inputs,
         }
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        save_file(tensors, folder / CALIBRATION_FILE)
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        save_file(contiguous, folder / CALIBRATION_FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -107,7 +106,7 @@ class CalibrationSet:
         Raises:
             OSError, SafetensorError, KeyError, ValueError: it is not there or not whole.
         """
-        arrays = {name: tensor.numpy() for name, tensor in load_file(folder / CALIBRATION_FILE).items()}
+        arrays = load_file(folder / CALIBRATION_FILE)  # a copy: where a mapped file is cut short, reading it kills us
         return cls(
             Calibration(arrays["image_scores"], arrays["map_maxima"]),
             arrays["score_maps"],

@@ -187,7 +187,7 @@ def test_a_store_that_the_service_may_not_write_to(serve: Serve, store: ModelSto
             wait_until(lambda: shown(client)["version"] == 2)
             assert_problem(client.post(f"{PLATE}/rollback"), 409, "store-read-only")
     finally:
-        subprocess.run(["umount", "--lazy", mount], check=True)
+        subprocess.run(["umount", mount], check=True)
 
 
 def test_the_store_is_followed(serve: Serve, store: ModelStore, detectors: list[Detector]) -> None:
