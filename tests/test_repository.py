@@ -88,14 +88,26 @@ def test_compose_asks_for_keys_that_only_their_own_service_writes() -> None:
     services = compose("docker-compose.yml")["services"]
     assert services["plumbline"]["environment"]["PLUMBLINE_KEYS"] == "${PLUMBLINE_KEYS-/keys/keys.json}"
     mounts = {
-        name: [volume for volume in service["volumes"] if volume["target"] == "/keys"]
-        for name, service in services.items()
+        name: [volume for volume in services[name]["volumes"] if volume["target"] == "/keys"]
+        for name in ("plumbline", "keys")
     }
     assert [volume["read_only"] for volume in mounts["plumbline"]] == [True]
     assert [volume.get("read_only", False) for volume in mounts["keys"]] == [False]
     assert services["keys"]["network_mode"] == "none"
     assert services["keys"]["profiles"] == ["tools"]
     assert services["keys"]["image"] == services["plumbline"]["image"]
+
+
+def test_compose_terminates_tls_for_this_machine_unless_told_otherwise() -> None:
+    proxy = compose("docker-compose.yml")["services"]["tls"]
+    assert proxy["profiles"] == ["tls"]
+    assert all("127.0.0.1" in port for port in proxy["ports"])
+    assert (proxy["read_only"], proxy["cap_drop"]) == (True, ["ALL"])
+    (configuration,) = (volume for volume in proxy["volumes"] if volume["target"].endswith("Caddyfile"))
+    text = (ROOT / configuration["source"]).read_text()
+    assert "reverse_proxy {$PLUMBLINE_UPSTREAM:plumbline:8000}" in text
+    for name in re.findall(r"\{\$(\w+)", text):
+        assert name in (*proxy["environment"], "PLUMBLINE_UPSTREAM")
 
 
 @pytest.mark.parametrize("files", [("docker-compose.yml",), ("docker-compose.yml", "docker-compose.cpu.yml")])

@@ -70,6 +70,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
+@pytest.mark.slow
 def test_no_parameter_reaches_the_file_system(serve: Serve, plant: Path) -> None:
     """Every path and query parameter of every operation, as the OpenAPI document has them, filled with ways out."""
     with serve(plant) as client:
@@ -105,6 +106,7 @@ def test_no_parameter_reaches_the_file_system(serve: Serve, plant: Path) -> None
         assert snapshot(plant.parent) == before
 
 
+@pytest.mark.slow
 def test_log_has_neither_images_nor_keys(models: Path, tmp_path: Path) -> None:
     """A process at its most talkative; right and wrong keys in every place of a request, images in every body."""
     file, log_file = tmp_path / "keys.json", tmp_path / "log"
