@@ -1,4 +1,7 @@
-"""Score images: verdict, score and p-value of each; with --out also the regions and the heatmaps."""
+"""Score images: verdict, score and p-value of each; with --out also the regions and the heatmaps.
+
+With --url a service scores them, and nothing is loaded here; its API key is read from PLUMBLINE_API_KEY.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cli.images import each_image, finish
 from cli.loading import load_detector, operation_in_force
 from cli.options import add_common, add_models, add_version
+from cli.remote import score_remotely
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_models(parser)
     add_version(parser)
     parser.add_argument("--out", type=Path, help="folder for scores.json and a heatmap PNG an image")
+    parser.add_argument("--url", help="let this service score; images may then be folders, and --out has no heatmaps")
     add_common(parser)
 
 
@@ -31,6 +36,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         PartlyFailed: after all others, where a file was no image.
     """
+    if options.url is not None:
+        return score_remotely(options)
     from service.rendering import render_overlay
 
     detector = load_detector(options, options.category)
