@@ -15,6 +15,7 @@ from service.errors import (
     CATEGORY_UNAVAILABLE,
     EXTENSION_UNDER_WAY,
     INSPECTIONS_UNUSABLE,
+    INVALID_REQUEST,
     NOT_EXTENDABLE,
     RECORDS_OFF,
     RECORDS_UNAVAILABLE,
@@ -27,7 +28,6 @@ from service.errors import (
 )
 from service.extension import extend_active
 from service.inspection import service_of
-from service.jsonbodies import JSON_PROBLEMS, json_body, read_json
 from service.security import Scope, requires
 
 router = APIRouter(prefix="/v1/categories/{category}", tags=["versions"], dependencies=[Depends(requires(Scope.ADMIN))])
@@ -75,17 +75,15 @@ class ExtendedVersion(BaseModel):
         STORE_READ_ONLY,
         STORE_UNAVAILABLE,
         WORKER_UNAVAILABLE,
-        *JSON_PROBLEMS,
+        INVALID_REQUEST,
     ),
-    openapi_extra=json_body(NewVersion),
 )
-async def extend_version(category: str, records: Recorded, request: Request) -> ExtendedVersion:
+async def extend_version(category: str, wanted: NewVersion, records: Recorded, request: Request) -> ExtendedVersion:
     """Add all windows of images that were reviewed good to the bank of the active version, as a new version.
 
     Nothing is trained; thresholds are set anew on the calibration images. The answer comes when it is published, which
     takes as long as scoring the new images and the calibration images. It does not become active: compare it first.
     """
-    wanted = await read_json(request, NewVersion)
     service = service_of(request)
     version, made, before = await extend_active(
         service, records, category, wanted.add_inspections, request.state.caller.name

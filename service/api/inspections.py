@@ -25,7 +25,6 @@ from service.errors import (
     problem_responses,
 )
 from service.inspection import service_of
-from service.jsonbodies import JSON_PROBLEMS, json_body, read_json
 from service.records import queries
 from service.records.pictures import Picture
 from service.records.record import Facts, Judgement, ListedInspection, Record, RecordedInspection, Review
@@ -145,13 +144,11 @@ async def show_heatmap(inspection: UUID, records: Recorded) -> Response:
 @router.post(
     "/{inspection}/review",
     status_code=201,
-    responses=_OF_ONE | problem_responses(*JSON_PROBLEMS),
+    responses=_OF_ONE,
     response_model_exclude_none=True,
-    openapi_extra=json_body(Judgement),
 )
-async def review(inspection: UUID, records: Recorded, request: Request) -> Review:
+async def review(inspection: UUID, judgement: Judgement, records: Recorded, request: Request) -> Review:
     """Say what an inspected part is; every review is kept, and the latest counts."""
-    judgement = await read_json(request, Judgement)
     caller = request.state.caller.name
 
     def write() -> Review:

@@ -72,6 +72,7 @@ class Pictures:
         self._lock = threading.Lock()
         self._pending = 0
         self._bytes = 0
+        self._hurry = False
         self._thread = threading.Thread(target=self._loop, name="pictures", daemon=True)
 
     def start(self) -> None:
@@ -79,8 +80,10 @@ class Pictures:
         self._thread.start()
 
     def stop(self) -> None:
-        """Write what waits, within limits, and end the thread."""
+        """Write what waits, as far as that goes within seconds, and end the thread."""
         self._queue.put(None)
+        self._thread.join(_STOP_S)
+        self._hurry = True  # a thread that is still drawing when the process ends would abort it
         self._thread.join(_STOP_S)
 
     def take(self, inspection: Inspection) -> None:
@@ -119,6 +122,9 @@ class Pictures:
                 continue
             if inspection is None:
                 return
+            if self._hurry:
+                self._telemetry.pictures.labels("busy").inc()
+                continue
             if not self._guarded(lambda kept=inspection: self._keep(kept)):  # type: ignore[misc]
                 self._telemetry.pictures.labels("failed").inc()
             with self._lock:
