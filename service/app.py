@@ -80,16 +80,17 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.registry.discover()
         worker.start()
-        loading = asyncio.create_task(_start(service))
+        tasks = [asyncio.create_task(_start(service)), asyncio.create_task(telemetry.watch_event_loop())]
         async with AsyncExitStack() as stack:
             if keyring is not None:
                 await stack.enter_async_context(keyring.followed())
             for sink in service.sinks:
                 await stack.enter_async_context(sink)
             yield
-        loading.cancel()
-        with suppress(asyncio.CancelledError):
-            await loading
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         await asyncio.to_thread(worker.stop)
         service.images.shutdown(wait=False, cancel_futures=True)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -16,17 +19,15 @@ from fastapi import FastAPI
 from models.device import DeviceError, resolve_device
 from service.app import create_app
 from service.connections import MAX_HEAD_BYTES, bounded
+from service.inspection import Service
 from service.settings import Settings, SettingsError
 from service.telemetry import configure_logging
-
-# With the worker's own limit this stays below the 30 s that orchestrators commonly wait before they kill.
-_FINISH_REQUESTS_S = 15
 
 _log = logging.getLogger("plumbline.server")
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are finished.
+    """Serve until SIGINT, or for ``drain_s`` after SIGTERM; what was accepted is answered.
 
     Raises:
         SettingsError: the device is not there, the address cannot be listened on or is everybody's without keys, or
@@ -40,7 +41,7 @@ def run(settings: Settings) -> None:
         extra={"fields": {"url": _url(settings.host, listener), "callers": "keys" if settings.keys else "anonymous"}},
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises SIGINT again once it has stopped
-        _server(app, settings).run(sockets=[listener])
+        _Server(app).run(sockets=[listener])
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def serving(settings: Settings, *, loaded: bool = True) -> Iterator[str]:
     """
     listener = _listen(settings)
     app = _create_app(settings, listener)
-    server = _server(app, settings)
+    server = _Server(app)
     registry = app.state.service.registry
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="server", daemon=True)
     thread.start()
@@ -87,20 +88,40 @@ def _create_app(settings: Settings, listener: socket.socket) -> FastAPI:
         raise
 
 
-def _server(app: FastAPI, settings: Settings) -> uvicorn.Server:
-    config = uvicorn.Config(
-        app,
-        http=bounded(settings.max_connections),
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        ws="none",
-        access_log=False,  # the application writes its own, as JSON
-        log_config=None,
-        server_header=False,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=list(settings.trusted_proxies),
-        timeout_graceful_shutdown=_FINISH_REQUESTS_S,
-    )
-    return uvicorn.Server(config)
+class _Server(uvicorn.Server):
+    """After the first SIGTERM it answers for a while longer, but is not ready: nobody shall find a closed door."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._service: Service = app.state.service
+        self._ends_at = math.inf
+        settings = self._service.settings
+        config = uvicorn.Config(
+            app,
+            http=bounded(settings.max_connections),
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            ws="none",
+            access_log=False,  # the application writes its own, as JSON
+            log_config=None,
+            server_header=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
+            timeout_graceful_shutdown=math.ceil(settings.stop_timeout_s),
+        )
+        super().__init__(config)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal; a second SIGTERM, or SIGINT, ends the wait."""
+        first = not self._service.stopping.is_set()
+        self._service.stopping.set()
+        if sig == signal.SIGTERM and first:
+            self._ends_at = time.monotonic() + self._service.settings.drain_s
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ask, ten times a second, whether to stop."""
+        self.should_exit = self.should_exit or time.monotonic() >= self._ends_at
+        return await super().on_tick(counter)
 
 
 def _listen(settings: Settings) -> socket.socket:

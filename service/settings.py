@@ -99,6 +99,16 @@ class Settings(BaseSettings):
     max_request_timeout_s: float = Field(
         default=300, gt=0, allow_inf_nan=False, description="most that X-Request-Timeout may ask for"
     )
+    drain_s: float = Field(
+        default=5,
+        ge=0,
+        allow_inf_nan=False,
+        description="after SIGTERM: how long everything is still answered while /readyz says no, so that whoever "
+        "distributes requests sends no more",
+    )
+    stop_timeout_s: float = Field(
+        default=15, ge=0, allow_inf_nan=False, description="then: how long accepted requests may take to be answered"
+    )
     hang_timeout_s: float = Field(
         default=120,
         gt=0,

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
 # From a rejected request, under a millisecond, to a scan window by window on a CPU.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_LOOK_S = 0.25
 _IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 _DIFFERENCES = (-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -47,6 +51,13 @@ class Telemetry:
         self.queue_depth = self._gauge("queue_depth", "Images that wait to be decoded or scanned.")
         self.queue_bytes = self._gauge("queue_bytes", "Bytes of uploads and decoded images that are held.")
         self.rejects = self._counter("rejects", "Requests that got a problem instead of an answer.", "reason")
+        self.gpu_bytes = self._gauge("gpu_bytes", "Memory of the GPU: allocated by torch, used by all, total.", "kind")
+        self.loop_lag = Histogram(
+            "plumbline_event_loop_lag_seconds",
+            "How late the event loop runs what is due: while it stalls, nothing is answered.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self.worker_up = self._gauge("worker_up", "1 where the worker can answer, 0 where it is dead or hangs.")
         self.journal_depth = self._gauge("records_journal_depth", "Records that wait for the database.")
         self.journal_bytes = self._gauge("records_journal_bytes", "Bytes of the journal that records wait in.")
@@ -104,6 +115,22 @@ class Telemetry:
     def batch(self, images: int, reason: str) -> None:
         """Count a batch."""
         self.batches.labels(reason).observe(images)
+
+    def measure_gpu(self) -> None:
+        """Read the GPU's memory, where the service uses one."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            with suppress(RuntimeError):  # of a GPU whose context is spoiled, which the worker's health tells
+                free, total = torch.cuda.mem_get_info()
+                for kind, count in (("torch", torch.cuda.memory_allocated()), ("used", total - free), ("total", total)):
+                    self.gpu_bytes.labels(kind).set(count)
+
+    async def watch_event_loop(self) -> None:
+        """Measure, until cancelled, how late the event loop is."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LOOK_S
+            await asyncio.sleep(_LOOK_S)
+            self.loop_lag.observe(max(0.0, loop.time() - due))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"plumbline_{name}", text, labels, registry=self.registry)

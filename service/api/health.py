@@ -32,7 +32,10 @@ class Readiness(BaseModel):
 
 @router.get("/healthz", responses={503: {"model": Health}}, response_model_exclude_none=True)
 async def healthz(request: Request, response: Response) -> Health:
-    """200 where the process and its worker live; 503 where only a restart helps."""
+    """200 where the process and its worker live; 503 where only a restart helps.
+
+    The worker is dead, hangs, or could not scan the last few batches.
+    """
     failure = service_of(request).worker.failure()
     response.status_code = 200 if failure is None else 503
     return Health(healthy=failure is None, reason=failure)
@@ -40,9 +43,10 @@ async def healthz(request: Request, response: Response) -> Health:
 
 @router.get("/readyz", responses={503: {"model": Readiness}}, response_model_exclude_none=True)
 async def readyz(request: Request, response: Response) -> Readiness:
-    """200 where every model was tried and at least one has scored a warm-up image."""
+    """200 where every model was tried and at least one has scored a warm-up image; 503 again after SIGTERM."""
     service = service_of(request)
-    obstacle = service.worker.failure() or service.registry.not_ready()
+    stopping = "the service is stopping" if service.stopping.is_set() else None
+    obstacle = stopping or service.worker.failure() or service.registry.not_ready()
     response.status_code = 200 if obstacle is None else 503
     known = access_of(request).keyring is None  # who asks here may be anybody
     categories = [summary(category) for category in service.registry.categories()] if known else None
@@ -53,6 +57,7 @@ async def readyz(request: Request, response: Response) -> Readiness:
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     service = service_of(request)
+    service.telemetry.measure_gpu()
     service.telemetry.queue_depth.set(service.waiting)
     service.telemetry.queue_bytes.set(service.backlog.bytes)
     service.telemetry.worker_up.set(service.worker.failure() is None)

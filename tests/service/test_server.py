@@ -2,51 +2,74 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import pytest
 
+from service.telemetry import Telemetry
 from tests.service.support import CATEGORY, encode, is_ready, part, wait_until
 
 SCORE = "/v1/categories/{category}/score"
 PROGRAM = "from service.server import run; from service.settings import load_settings; run(load_settings())"
 
 
+class Start(Protocol):
+    def __call__(self, **environment: str) -> tuple[subprocess.Popen[str], str]: ...
+
+
 @pytest.fixture
-def process(models: Path) -> Iterator[subprocess.Popen[str]]:
-    environment = {
-        "PLUMBLINE_MODELS": str(models),
-        "PLUMBLINE_PORT": "0",
-        "PLUMBLINE_THREADS": "1",
-        "PLUMBLINE_RECORDS": "none",
-    }
-    command = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-c", PROGRAM]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as started:
-        yield started
-        if started.poll() is None:
-            started.kill()
+def start(models: Path) -> Iterator[Start]:
+    """Start a process with more variables of the environment; gives it and its URL when it is ready."""
+    with ExitStack() as stack:
+
+        def start(**environment: str) -> tuple[subprocess.Popen[str], str]:
+            environment = {
+                "PLUMBLINE_MODELS": str(models),
+                "PLUMBLINE_PORT": "0",
+                "PLUMBLINE_THREADS": "1",
+                "PLUMBLINE_RECORDS": "none",
+                **environment,
+            }
+            command = [
+                "env",
+                *(f"{name}={value}" for name, value in environment.items()),
+                sys.executable,
+                "-c",
+                PROGRAM,
+            ]
+            process = stack.enter_context(
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            )
+            stack.callback(process.kill)
+            assert process.stderr is not None
+            url: str = json.loads(process.stderr.readline())["url"]
+            wait_until(lambda: is_ready(url))
+            return process, url
+
+        yield start
 
 
-def test_process_serves_logs_json_and_stops(process: subprocess.Popen[str]) -> None:
-    assert process.stderr is not None
-    assert process.stdout is not None
-    url = json.loads(process.stderr.readline())["url"]
-    wait_until(lambda: is_ready(url))
+def test_process_serves_logs_json_and_stops(start: Start) -> None:
+    process, url = start(PLUMBLINE_DRAIN_S="0")
     data = encode(part(0))
     response = httpx.post(f"{url}{SCORE.format(category=CATEGORY)}", files={"image": data})
     assert response.status_code == 200
     assert httpx.get(f"{url}/v1/categories/a%0Ab").status_code == 404
     process.send_signal(signal.SIGTERM)
     output, log = process.communicate(timeout=60)
-    assert process.returncode in (0, -signal.SIGTERM)  # uvicorn raises the signal again once it has stopped
+    assert process.returncode == 0
     assert output == ""
     lines = [json.loads(line) for line in log.splitlines()]
     requests = {line["id"]: line for line in lines if line["message"] == "request"}
@@ -109,3 +132,52 @@ def test_openapi_score_schema_holds_an_answer(client: httpx.Client, document: di
     schema = document["components"]["schemas"]["Score"]
     assert set(answer) == set(schema["properties"])
     assert set(schema["required"]) <= set(answer)
+
+
+def test_sigterm_drains(start: Start) -> None:
+    """Not ready at once; answers on; ends when what was accepted is answered."""
+    process, url = start(PLUMBLINE_BATCH_WAIT_MS="10000", PLUMBLINE_BATCH_SIZE="100", PLUMBLINE_DRAIN_S="60")
+    score, data = f"{url}{SCORE.format(category=CATEGORY)}", encode(part(0))
+    headers = {"content-type": "image/png", "x-request-timeout": "120"}
+    with ThreadPoolExecutor(4) as pool:
+        accepted = [pool.submit(httpx.post, score, content=data, headers=headers, timeout=120) for _ in range(3)]
+        wait_until(lambda: "plumbline_queue_depth 3.0" in httpx.get(f"{url}/metrics").text)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not is_ready(url))
+        readiness = httpx.get(f"{url}/readyz")
+        assert (readiness.status_code, readiness.json()["reason"]) == (503, "the service is stopping")
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        late = pool.submit(httpx.post, score, content=data, headers=headers, timeout=120)  # still let in
+        wait_until(lambda: "plumbline_queue_depth 4.0" in httpx.get(f"{url}/metrics").text or late.done())
+        process.send_signal(signal.SIGTERM)  # do not wait for the rest of the minute
+        assert [one.result().status_code for one in (*accepted, late)] == [200] * 4
+    process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGTERM)
+
+
+def test_sigterm_ends_by_itself(start: Start) -> None:
+    process, _ = start(PLUMBLINE_DRAIN_S="0.1")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_a_stall_of_the_event_loop_shows() -> None:
+    async def main() -> None:
+        telemetry = Telemetry()
+        watch = asyncio.create_task(telemetry.watch_event_loop())
+        await asyncio.sleep(0)
+        time.sleep(1)  # what must never happen
+        lag = telemetry.loop_lag
+
+        def total() -> float:
+            return sum(
+                sample.value for metric in lag.collect() for sample in metric.samples if sample.name.endswith("_sum")
+            )
+
+        while total() == 0:
+            await asyncio.sleep(0.01)
+        assert total() > 0.5
+        watch.cancel()
+
+    asyncio.run(main())
