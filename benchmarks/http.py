@@ -1,0 +1,247 @@
+"""The service over HTTP against an in-process loop over the same bytes, decoding included.
+
+plumbline benchmark http --json
+
+The service and the load are processes of their own; the loop runs in this one, before and after each saturation, and
+never beside it. What is claimed: at saturation the service does at least 85 % of what the loop does; at 80 % of that
+load the slowest answers take at most three times what the usual ones do; at ten times its capacity every request that
+is accepted is answered before its deadline, and the others get 503 with Retry-After while memory stays flat.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from benchmarks.load import Load, Outcome
+from models.detector import Detector
+from models.images import decode_image
+from models.store import ModelStore
+
+PRODUCT = "fabric"
+TRAIN_IMAGES, TEST_IMAGES, SEED = 120, 20, 0
+CLIENTS = 16  # of the closed loop: enough that the worker is never idle
+USUAL, OVERLOAD = 0.8, 10.0  # times the throughput at saturation
+DEADLINE_S = 10.0
+
+_START_S = 300
+_SAMPLE_S = 0.5
+
+
+def prepare(folder: Path, steps: int, device: str) -> tuple[Path, str, list[Path]]:
+    """A detector at its default, briefly trained on a synthetic product; what lies in ``folder`` is used again.
+
+    Returns:
+        The model store, the category, and test images.
+    """
+    import torch
+
+    from models.device import resolve_device
+    from training.data import open_dataset
+    from training.fit import FitConfiguration, fit
+    from training.synthetic import generate
+    from training.trainer import TrainingConfiguration
+
+    data, models = folder / "data", folder / "models"
+    if not (data / PRODUCT).exists():
+        generate(data, PRODUCT, seed=SEED, train=TRAIN_IMAGES, test_good=TEST_IMAGES, test_defects=TEST_IMAGES // 4)
+    models.mkdir(parents=True, exist_ok=True)
+    store = ModelStore(models)
+    if PRODUCT not in store.categories():
+        torch.manual_seed(SEED)
+        configuration = FitConfiguration(training=TrainingConfiguration(steps=steps, seed=SEED))
+        dataset = open_dataset(data, PRODUCT)
+        detector, _ = fit(dataset, configuration, device=resolve_device(device), folder=folder / "run")
+        store.publish(PRODUCT, detector.save)
+    return models, PRODUCT, sorted((data / PRODUCT / "test").rglob("*.png"))
+
+
+def measure(
+    models: Path,
+    category: str,
+    images: list[Path],
+    *,
+    device: str,
+    threads: int,
+    seconds: float,
+    rounds: int = 2,
+    url: str | None = None,
+) -> dict[str, Any]:
+    """Measure the service, and this machine beside it.
+
+    Args:
+        models: the store that the service serves from.
+        images: files that are sent, and decoded in the loop.
+        seconds: of every phase; the one with random arrivals takes four times as long, for its last percent.
+        rounds: how often loop and saturation take turns.
+        url: a service that runs already, with the same models and threads; one is started where it is None.
+    """
+    store = ModelStore(models)
+    version = store.active(category)
+    if version is None:
+        raise ValueError(f"{category} has no active version in {models}")
+    detector = Detector.load(store.folder(category, version), device)
+    bodies = [path.read_bytes() for path in images]
+    with _service(models, device, threads) if url is None else _given(url) as service:
+        route = f"{service}/v1/categories/{category}/score"
+        load = Load(url=route, images=images, seconds=seconds, timeout_s=DEADLINE_S)
+        loops, saturations = [_loop(detector, bodies, seconds)], []
+        for _ in range(rounds):
+            saturations.append(_phase(service, load.model_copy(update={"concurrency": CLIENTS})))
+            loops.append(_loop(detector, bodies, seconds))
+        loop, saturated = statistics.median(loops), statistics.median(one["throughput"] for one in saturations)
+        usual = {"rate": USUAL * saturated}
+        long = {"seconds": 4 * seconds}
+        at_usual = {
+            arrivals: _phase(service, load.model_copy(update={**usual, **long, "arrivals": arrivals}))
+            for arrivals in ("regular", "poisson")
+        }
+        overload = _phase(service, load.model_copy(update={"rate": OVERLOAD * saturated}))
+    statuses = overload["statuses"]
+    refused = sum(count for status, count in statuses.items() if status != "200")
+    return {
+        "in_process_per_s": round(loop, 3),
+        "in_process_rounds": [round(one, 3) for one in loops],
+        "saturation_per_s": round(saturated, 3),
+        "throughput_ratio": round(saturated / loop, 3),
+        "p99_over_p50_regular": at_usual["regular"]["p99_over_p50"],
+        "p99_over_p50_poisson": at_usual["poisson"]["p99_over_p50"],
+        "overload_accepted_slowest_s": overload["slowest_s"],
+        "overload_deadline_s": DEADLINE_S,
+        "overload_refused_otherwise": refused - overload["refused_with_retry_after"],
+        "overload_rss_growth": round(overload["rss_last_bytes"] / overload["rss_first_bytes"] - 1, 4),
+        "saturation": saturations,
+        "usual": at_usual,
+        "overload": overload,
+        "image_bytes": round(statistics.mean(len(body) for body in bodies)),
+        "device": str(detector.scan.device),
+        "threads": threads,
+        "cores": os.cpu_count(),
+    }
+
+
+def _loop(detector: Detector, bodies: list[bytes], seconds: float) -> float:
+    """Images a second that one thread decodes and scores, one after the other."""
+    detector.predict([decode_image(bodies[0])])
+    begun, done = time.monotonic(), 0
+    while (elapsed := time.monotonic() - begun) < seconds:
+        detector.predict([decode_image(bodies[done % len(bodies)])])
+        done += 1
+    return done / elapsed
+
+
+def _phase(service: str, load: Load) -> dict[str, Any]:
+    before = _metrics(service)
+    with _watched(service) as rss:
+        process = subprocess.run(
+            [sys.executable, "-m", "benchmarks.load"], input=load.model_dump_json(), stdout=subprocess.PIPE, text=True
+        )
+    process.check_returncode()
+    outcome, after = Outcome.model_validate_json(process.stdout), _metrics(service)
+    took = sorted(answer.took_s for answer in outcome.answers if answer.status == 200)
+    if not took:
+        raise RuntimeError(f"{service} answered no request with 200")
+    statuses = Counter(str(answer.status) for answer in outcome.answers)
+    refused = sum(answer.status == 503 and answer.retry_after for answer in outcome.answers)
+    quantiles = statistics.quantiles(took, n=100, method="inclusive") if len(took) > 1 else took * 99
+    grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    batches, scanned = _total(grown, "plumbline_batch_images_count"), _total(grown, "plumbline_batch_images_sum")
+    return {
+        "requests": len(outcome.answers),
+        "offered_per_s": None if load.rate is None else round(load.rate, 3),
+        "throughput": round(len(took) / outcome.seconds, 3),
+        "p50_s": round(quantiles[49], 4),
+        "p99_s": round(quantiles[98], 4),
+        "p99_over_p50": round(quantiles[98] / quantiles[49], 2),
+        "slowest_s": round(took[-1], 3),
+        "statuses": dict(statuses),
+        "refused_with_retry_after": refused,
+        "client_cpu_share": round(outcome.cpu_seconds / outcome.seconds, 3),
+        "images_per_batch": round(scanned / batches, 2) if batches else None,
+        "batches": {
+            reason: round(_total(grown, "plumbline_batch_images_count", reason))
+            for reason in ("full", "waited", "idle")
+        },
+        "rss_first_bytes": rss[0],
+        "rss_last_bytes": rss[-1],
+        "rss_highest_bytes": max(rss),
+    }
+
+
+@contextmanager
+def _watched(service: str) -> Iterator[list[float]]:
+    """The service's resident memory, again and again while the block runs."""
+    seen, end = [_metrics(service)["process_resident_memory_bytes"]], Event()
+
+    def watch() -> None:
+        while not end.wait(_SAMPLE_S):
+            seen.append(_metrics(service)["process_resident_memory_bytes"])
+
+    thread = Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        end.set()
+        thread.join()
+        seen.append(_metrics(service)["process_resident_memory_bytes"])
+
+
+@contextmanager
+def _given(url: str) -> Iterator[str]:
+    yield url.rstrip("/")
+
+
+@contextmanager
+def _service(models: Path, device: str, threads: int) -> Iterator[str]:
+    """A service of its own process, as an operator starts it, that records as it does by default."""
+    command = [sys.executable, "-m", "cli.main", "serve", "--models", models, "--port", "0", "--device", device]
+    log = models.parent / "service.log"
+    with (
+        log.open("w") as file,
+        subprocess.Popen([*map(str, command), "--threads", str(threads), "--drain-s", "0"], stderr=file) as process,
+    ):
+        try:
+            yield _ready(process, log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + _START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = [
+            json.loads(line) for line in log.read_text().splitlines() if line.startswith("{") and line.endswith("}")
+        ]
+        if urls := [line["url"] for line in lines if "url" in line]:
+            try:
+                with urllib.request.urlopen(f"{urls[0]}/readyz", timeout=10):
+                    return str(urls[0])
+            except OSError:
+                pass
+        time.sleep(0.2)
+    raise RuntimeError(f"the service was not ready; see {log}")
+
+
+def _metrics(service: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"{service}/metrics", timeout=60) as answer:
+        text = answer.read().decode()
+    samples = (re.fullmatch(r"(\S+) (\S+)", line) for line in text.splitlines() if not line.startswith("#"))
+    return {sample[1]: float(sample[2]) for sample in samples if sample}
+
+
+def _total(metrics: dict[str, float], name: str, reason: str = "") -> float:
+    return sum(value for key, value in metrics.items() if key.startswith(f"{name}{{") and reason in key)
