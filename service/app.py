@@ -11,7 +11,7 @@ from importlib import metadata
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from models.device import set_threads
+from models.device import resolve_device, set_threads
 from models.store import ModelStore
 from service.access import Access
 from service.api import (
@@ -48,6 +48,8 @@ from service.shadow import Shadows
 from service.telemetry import Telemetry
 from service.worker import Worker
 
+_BATCH_SIZES = {"cuda": 8, "cpu": 2}
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the application; it loads models when it starts, and answers while it does.
@@ -57,7 +59,8 @@ def create_app(settings: Settings) -> FastAPI:
     """
     keyring = None if settings.keys is None else Keyring(settings.keys, _seal(settings))
     telemetry = Telemetry()
-    line = Line(settings.batch_size, settings.batch_wait_ms / 1000)
+    batch_size = settings.batch_size or _BATCH_SIZES[resolve_device(settings.device).type]
+    line = Line(batch_size, settings.batch_wait_ms / 1000)
     worker = Worker(line, hang_s=settings.hang_timeout_s, on_batch=telemetry.batch)
     publishing = open_publishing(settings, telemetry)
     records = open_records(settings, telemetry)
