@@ -37,7 +37,7 @@ from service.inspection import Service
 from service.keyring import Keyring
 from service.limits import Rate
 from service.line import Line
-from service.middleware import RequestMiddleware
+from service.middleware import PROBES, RequestMiddleware
 from service.openapi import extend_openapi
 from service.publishing.sink import open_publishing
 from service.records.sink import open_records
@@ -103,6 +103,14 @@ def create_app(settings: Settings) -> FastAPI:
         version=metadata.version("plumbline"),
         lifespan=lifespan,
         redirect_slashes=False,
+        # Metrics are Prometheus's; a span for the handler of a request would say the same as that of the request.
+        telemetry={
+            "auto_configure": True,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "exclude": lambda scope: scope.get("path") in PROBES,
+        },
     )
     app.state.service = service
     rate = None if settings.rate_limit is None else Rate(per_second=settings.rate_limit, burst=settings.rate_burst)

@@ -233,8 +233,7 @@ async def inspect(service: Service, submission: Submission, method: Method | Non
                 image, digest, explanation = await _explain(service, submission, method, seconds)
                 prediction = explanation.prediction
     seconds["total"] = time.monotonic() - submission.begun
-    for name, value in seconds.items():
-        service.telemetry.stages.labels(name).observe(value)
+    service.telemetry.observe_stages(submission.begun, seconds)
     inspection = Inspection(submission, datetime.now(UTC), image, digest, prediction, seconds, explanation)
     served = submission.served
     service.telemetry.verdicts.labels(served.category, served.version, prediction.verdict, submission.output).inc()

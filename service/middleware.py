@@ -8,6 +8,7 @@ import time
 from typing import Any
 from uuid import uuid4
 
+from opentelemetry import trace
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,7 +29,7 @@ _HEADERS = {
 }
 
 # Asked every few seconds by machines; logged at debug level, so that they do not bury what people ask.
-_PROBES = ("/healthz", "/readyz", "/metrics")
+PROBES = ("/healthz", "/readyz", "/metrics")
 _LONGEST_PATH = 200
 
 # Labels of a metric must be few, and a client may invent methods.
@@ -73,6 +74,7 @@ class RequestMiddleware:
                 headers[ID_HEADER] = str(request.state.id)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                _describe(request)  # the span of the request ends with its answer
             await send(message)
 
         try:
@@ -104,5 +106,13 @@ class RequestMiddleware:
         }
         if getattr(request.state, "audited", False):
             _audit.info("change", extra={"fields": fields})
-        level = logging.DEBUG if request.url.path in _PROBES else logging.INFO
+        level = logging.DEBUG if request.url.path in PROBES else logging.INFO
         _log.log(level, "request", extra={"fields": fields})
+
+
+def _describe(request: Request) -> None:
+    """Say in the request's span, where it is traced, what its log line says."""
+    facts = {"id": request.state.id, **request.state.log}
+    trace.get_current_span().set_attributes(
+        {f"plumbline.{name}": value if isinstance(value, int | float) else str(value) for name, value in facts.items()}
+    )

@@ -7,16 +7,23 @@ import json
 import logging
 import re
 import sys
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
 # From a rejected request, under a millisecond, to a scan window by window on a CPU.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LOOK_S = 0.25
+
+# Does nothing until FastAPI configures the provider, by the standard variables OTEL_*.
+_tracer = trace.get_tracer("plumbline")
+
 _IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 _DIFFERENCES = (-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -112,6 +119,22 @@ class Telemetry:
         self.outbox_depth = self._gauge("results_waiting", "Results that wait to be told.", "to")
         self.mqtt_connected = self._gauge("mqtt_connected", "1 where the MQTT broker is connected, else 0.")
 
+    def observe_stages(self, begun: float, seconds: Mapping[str, float]) -> None:
+        """Count the times of the stages of one image, and trace each as a span below that of its request.
+
+        Args:
+            begun: when the first began, on the clock of ``time.monotonic``; the spans are laid end to end from there.
+            seconds: by stage, in their order; ``total`` is no stage.
+        """
+        for name, value in seconds.items():
+            self.stages.labels(name).observe(value)
+        start = time.time_ns() - _nanoseconds(time.monotonic() - begun)
+        for name, value in seconds.items():
+            if name != "total":
+                span = _tracer.start_span(name, start_time=start)
+                start += _nanoseconds(value)
+                span.end(start)
+
     def batch(self, images: int, reason: str) -> None:
         """Count a batch."""
         self.batches.labels(reason).observe(images)
@@ -137,6 +160,10 @@ class Telemetry:
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"plumbline_{name}", text, labels, registry=self.registry)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(1e9 * seconds)
 
 
 class JsonFormatter(logging.Formatter):

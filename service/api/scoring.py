@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -208,7 +209,7 @@ def _picture(png: bytes, facts: dict[str, object]) -> Response:
 
 @contextmanager
 def _rendering(service: Service) -> Iterator[None]:
-    seconds: dict[str, float] = {}
+    begun, seconds = time.monotonic(), dict[str, float]()
     with timed(seconds, "render"):
         yield
-    service.telemetry.stages.labels("render").observe(seconds["render"])
+    service.telemetry.observe_stages(begun, seconds)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import httpx
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.telemetry import Telemetry
 from tests.service.support import CATEGORY, encode, is_ready, part, wait_until
@@ -181,3 +186,62 @@ def test_a_stall_of_the_event_loop_shows() -> None:
         watch.cancel()
 
     asyncio.run(main())
+
+
+class Collector(BaseHTTPRequestHandler):
+    """A receiver of OpenTelemetry's protocol."""
+
+    spans: ClassVar[list[Span]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for scope in resource.scope_spans:
+                self.spans.extend(scope.spans)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def collector() -> Iterator[str]:
+    Collector.spans.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_traces_go_where_the_environment_says(start: Start, collector: str) -> None:
+    process, url = start(
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector, OTEL_SERVICE_NAME="line-7", OTEL_BSP_SCHEDULE_DELAY="100",
+        PLUMBLINE_DRAIN_S="0"
+    )  # fmt: skip
+    sent = f"{7:032x}", f"{9:016x}"
+    headers = {"content-type": "image/png", "traceparent": f"00-{sent[0]}-{sent[1]}-01"}
+    heatmap = f"{url}/v1/categories/{CATEGORY}/heatmap"
+    assert httpx.post(heatmap, content=encode(part(0)), headers=headers).status_code == 200
+    process.send_signal(signal.SIGTERM)  # what was not sent yet is sent
+    process.communicate(timeout=60)
+    spans = {span.name: span for span in Collector.spans}
+    stages = ["upload", "decode", "place", "queue", "score", "judge", "render"]
+    [request] = [span for span in Collector.spans if span.kind == Span.SPAN_KIND_SERVER]
+    assert set(spans) == {*stages, request.name}
+    assert all(span.trace_id.hex() == sent[0] for span in Collector.spans)
+    assert request.parent_span_id.hex() == sent[1]
+    attributes = {attribute.key: attribute.value for attribute in request.attributes}
+    assert attributes["plumbline.category"].string_value == CATEGORY
+    assert attributes["plumbline.verdict"].string_value == "good"
+    assert attributes["http.response.status_code"].int_value == 200
+    starts = [spans[stage].start_time_unix_nano for stage in stages]
+    assert starts == sorted(starts)
+    for stage in stages:
+        assert spans[stage].parent_span_id == request.span_id
+        assert (
+            request.start_time_unix_nano - 1e6 <= spans[stage].start_time_unix_nano <= spans[stage].end_time_unix_nano
+        )
+        assert spans[stage].end_time_unix_nano <= request.end_time_unix_nano + 1e6
