@@ -18,6 +18,7 @@ import httpx
 from pydantic import BaseModel
 
 _SETTLE_S = 60.0
+_PAUSE_S = 0.2  # of a client that was refused: shorter than Retry-After, so that the service is never short of work
 
 
 class Load(BaseModel):
@@ -70,7 +71,7 @@ async def apply(load: Load) -> Outcome:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(timeout=_SETTLE_S, limits=limits, headers=headers) as client:
 
-        async def send(due: float) -> None:
+        async def send(due: float) -> int:
             body = bodies[len(answers) % len(bodies)]
             status, retry_after = 0, False
             try:
@@ -80,6 +81,7 @@ async def apply(load: Load) -> Outcome:
                 pass
             took = time.monotonic() - due
             answers.append(Answer(due_s=due - begun, took_s=took, status=status, retry_after=retry_after))
+            return status
 
         await send_one_first(client, load.url, bodies[0])
         begun, cpu = time.monotonic(), _cpu_s()
@@ -97,9 +99,10 @@ async def send_one_first(client: httpx.AsyncClient, url: str, body: bytes) -> No
     (await client.post(url, content=body)).raise_for_status()
 
 
-async def _one_client(send: Callable[[float], Awaitable[None]], until: float) -> None:
+async def _one_client(send: Callable[[float], Awaitable[int]], until: float) -> None:
     while (now := time.monotonic()) < until:
-        await send(now)
+        if await send(now) != 200:
+            await asyncio.sleep(_PAUSE_S)
 
 
 async def _arrivals(load: Load, begun: float) -> AsyncIterator[float]:
