@@ -10,7 +10,7 @@ from collections.abc import Callable
 from random import Random
 from statistics import median
 
-from service.exchangeability import ExchangeabilityTest
+from service.exchangeability import NumberTest
 
 RATE = 0.01
 DISTRIBUTIONS: dict[str, Callable[[Random], float]] = {
@@ -52,14 +52,14 @@ def main() -> None:
 
 
 def _highest(random: Random, draw: Callable[[Random], float], length: int) -> float:
-    test = ExchangeabilityTest([draw(random) for _ in range(20)], random)
+    test = NumberTest([draw(random) for _ in range(20)], random)
     return max(test.observe(draw(random)) for _ in range(length))
 
 
 def _delay(random: Random, calibration: int, before: int, shift: float) -> int | None:
     """Parts from the change to the alarm; None where none came. A line with a false alarm before is drawn again."""
     while True:
-        test = ExchangeabilityTest([random.gauss(0, 1) for _ in range(calibration)], random)
+        test = NumberTest([random.gauss(0, 1) for _ in range(calibration)], random)
         if all(test.observe(random.gauss(0, 1)) < 1 / RATE for _ in range(before)):
             break
     return next((n for n in range(1, FOLLOWED + 1) if test.observe(random.gauss(shift, 1)) >= 1 / RATE), None)

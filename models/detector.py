@@ -293,6 +293,7 @@ class Detector:
             verdict=verdict,
             regions=regions,
             invalidity=invalidity,
+            summary=summary,
         )
 
     def description(self) -> dict[str, Any]:

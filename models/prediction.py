@@ -68,6 +68,7 @@ class Prediction:
         regions: the highest peak first, at most ``MAX_REGIONS``; never empty where the verdict is not good.
         invalidity: how far the image is from showing the product, in multiples of the distance from which on it is
             invalid; None where the detector does not tell.
+        summary: (D,) what ``models.validity.summarise`` makes of the whole image.
     """
 
     score_map: NDArray[np.float32]
@@ -78,3 +79,4 @@ class Prediction:
     verdict: Verdict
     regions: tuple[Region, ...]
     invalidity: float | None = None
+    summary: NDArray[np.float32] | None = None

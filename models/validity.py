@@ -121,6 +121,11 @@ def summarise(pixels: Tensor, embeddings: Tensor) -> Tensor:
     return torch.cat([embeddings.mean(dim=(2, 3)), layout(pixels)], dim=1)
 
 
+def mean_embedding(summaries: Floats) -> Floats:
+    """Of what ``summarise`` gave, (..., D + LAYOUT_DIMENSION), the mean embeddings (..., D)."""
+    return summaries[..., :-LAYOUT_DIMENSION]
+
+
 def layout(pixels: Tensor) -> Tensor:
     """Where in an image edges run in which direction, as shares of all there are, and how strong they are.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple, Self
@@ -16,8 +18,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from models.prediction import Verdict
+from models.validity import mean_embedding
+from service.batch_test import BatchOutcome, BatchTest
 from service.errors import ProblemError
-from service.exchangeability import ExchangeabilityTest
+from service.exchangeability import Capital, NumberTest
 from service.inspection import Inspection
 from service.registry import Registry, Served
 from service.settings import Settings
@@ -36,34 +40,40 @@ class DriftState(StrEnum):
     DRIFT = "drift"
 
 
+_log = logging.getLogger("plumbline.drift")
+
 _STATES = tuple(DriftState)  # ascending; the place of a state is its value as a metric
 
 
 class Watch:
-    """A test that keeps its alarm: ``drift`` stays until the watch begins anew, a warning while its evidence lasts.
+    """The alarm of a test: ``drift`` stays until the watch begins anew, a warning while its evidence lasts.
 
     Args:
-        reference: numbers from the calibration; may be empty.
+        capital: the test's.
+        reference: how much of the calibration the test compares with.
         rate: bound of the probability that ``drift`` is ever reached while nothing changes.
 
     Attributes:
         since: when the present state was reached; None for ok.
     """
 
-    def __init__(self, reference: Iterable[float], rate: float) -> None:
-        self.test = ExchangeabilityTest(reference)
+    def __init__(self, capital: Capital, reference: int, rate: float) -> None:
+        self.capital = capital
+        self.reference = reference
         self.rate = rate
         self.state = DriftState.OK
         self.since: datetime | None = None
 
-    def observe(self, number: float, time: datetime) -> None:
-        """Take the next number, unless there is drift: what it looks like must not become what is usual."""
-        if self.state is DriftState.DRIFT:
-            return
-        evidence = self.test.observe(number)
-        level = evidence * self.rate
+    @property
+    def over(self) -> bool:
+        """Whether there is drift: what that looks like must not become what is usual."""
+        return self.state is DriftState.DRIFT
+
+    def look(self, time: datetime) -> None:
+        """See what the evidence is by now."""
+        level = self.capital.evidence * self.rate
         state = _STATES[(level >= 1 / WARNING_FACTOR) + (level >= 1)]
-        if state is not self.state:
+        if state is not self.state and not self.over:
             self.state, self.since = state, None if state is DriftState.OK else time
 
 
@@ -74,45 +84,70 @@ class Scored(NamedTuple):
 
 
 class Monitor:
-    """What is known of one served version.
+    """What is known of one version under one operation.
 
     Attributes:
-        scores: image scores of accepted parts against those of the calibration, either below the threshold: parts
-            between defects are as good as the calibration's, and its own highest scores decide where good ends.
-        rejects: 1 for a part that was not accepted, else 0, against those before.
+        watches: ``scores``, image scores of accepted parts with those of the calibration, either below the threshold:
+            parts between defects are as good as the calibration's, and its own highest scores decide where good ends;
+            ``rejects``, 1 for a part that was not accepted, else 0, with those before; ``embeddings``, the mean
+            embeddings of accepted parts with those of the calibration.
         window: the latest inspections.
     """
 
     def __init__(self, served: Served, settings: Settings) -> None:
-        detector = served.detector
-        point = served.point
-        self.served = served
+        point, calibration_set = served.point, served.detector.calibration_set
+        self.category = served.category
+        self.key = key_of(served)
         self.limit = point.image_threshold if point.review_band is None else point.review_band[0]
-        self.calibration = detector.calibration_for(served.operation.region_of_interest).image_scores
-        self.scores = Watch(self.calibration[self.calibration < self.limit].tolist(), settings.drift_false_alarm_rate)
-        self.rejects = Watch((), settings.drift_false_alarm_rate)
+        self.calibration = served.detector.calibration_for(served.operation.region_of_interest).image_scores
+        below = self.calibration < self.limit
+        self._scores = NumberTest(self.calibration[below].tolist())
+        self._rejects = NumberTest(())
+        self._embeddings = BatchTest(mean_embedding(calibration_set.summaries[below]))
+        rate = settings.drift_false_alarm_rate
+        self.watches = {
+            "scores": Watch(self._scores.capital, self._scores.reference, rate),
+            "rejects": Watch(self._rejects.capital, 0, rate),
+            "embeddings": Watch(self._embeddings.capital, self._embeddings.reference, rate),
+        }
         self.window: deque[Scored] = deque(maxlen=settings.drift_window)
-
-    @property
-    def watches(self) -> dict[str, Watch]:
-        return {"scores": self.scores, "rejects": self.rejects}
 
     @property
     def state(self) -> DriftState:
         """The worst of the watches."""
         return max((watch.state for watch in self.watches.values()), key=_STATES.index)
 
-    def take(self, inspection: Inspection) -> None:
-        """Take one inspection of the version that is watched."""
+    @property
+    def squared_mmd(self) -> float | None:
+        """Between the latest batch of embeddings and those before; None where no batch was full yet."""
+        return self._embeddings.squared_mmd
+
+    def take(self, inspection: Inspection) -> Callable[[], BatchOutcome] | None:
+        """Take one inspection of the version; gives what is to be computed for ``settle``, where a batch is full."""
         prediction = inspection.prediction
         scored = Scored(prediction.image_score, prediction.verdict, inspection.submission.output)
         if any(_same_image(scored, other) for other in islice(reversed(self.window), _RECENT)):
-            return
+            return None
         self.window.append(scored)
         accepted = scored.verdict is Verdict.GOOD
-        self.rejects.observe(float(not accepted), inspection.time)
-        if accepted and scored.score < self.limit:
-            self.scores.observe(scored.score, inspection.time)
+        self._observe("rejects", self._rejects, float(not accepted), inspection.time)
+        if not accepted or scored.score >= self.limit:
+            return None
+        self._observe("scores", self._scores, scored.score, inspection.time)
+        if prediction.summary is None or self.watches["embeddings"].over:
+            return None
+        return self._embeddings.add(mean_embedding(prediction.summary))
+
+    def settle(self, outcome: BatchOutcome) -> None:
+        """Take what was computed."""
+        self._embeddings.settle(outcome)
+        self.watches["embeddings"].look(datetime.now(UTC))
+
+    def _observe(self, name: str, test: NumberTest, number: float, time: datetime) -> None:
+        watch = self.watches[name]
+        if not watch.over:
+            test.observe(number)
+            watch.look(time)
 
     def quantiles(self) -> dict[str, list[float] | None]:
         """Image scores of the calibration, of the window's accepted parts, and of all in it; None where it is empty."""
@@ -136,13 +171,15 @@ class Drift(Collector):
         self._registry = registry
         self._settings = settings
         self._monitors: dict[str, Monitor] = {}
+        self._comparing: dict[str, asyncio.Task[None]] = {}
         telemetry.registry.register(self)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        return None
+        for task in self._comparing.values():
+            task.cancel()
 
     async def take(self, inspection: Inspection) -> None:
         """See ``Sink``; an inspection by another than the active version says nothing here."""
@@ -150,8 +187,14 @@ class Drift(Collector):
             monitor = self.monitor(inspection.served.category)
         except ProblemError:  # the category is gone, or no longer ready
             return
-        if _is_same(monitor.served, inspection.served):
-            monitor.take(inspection)
+        if monitor.key == key_of(inspection.served) and (compare := monitor.take(inspection)) is not None:
+            self._comparing[monitor.category] = asyncio.create_task(self._compare(monitor, compare))
+
+    async def _compare(self, monitor: Monitor, compare: Callable[[], BatchOutcome]) -> None:
+        try:
+            monitor.settle(await asyncio.to_thread(compare))
+        except Exception:  # nobody waits for this task
+            _log.exception("embeddings not compared", extra={"fields": {"category": monitor.category}})
 
     def monitor(self, category: str) -> Monitor:
         """What is known of the active version.
@@ -161,7 +204,7 @@ class Drift(Collector):
         """
         served = self._registry.active(category)
         monitor = self._monitors.get(category)
-        if monitor is None or not _is_same(monitor.served, served):
+        if monitor is None or monitor.key != key_of(served):
             monitor = self._monitors[category] = Monitor(served, self._settings)
         return monitor
 
@@ -173,7 +216,9 @@ class Drift(Collector):
     def collect(self) -> Iterator[Metric]:
         """The metrics, made when they are asked for."""
         state = GaugeMetricFamily(
-            "plumbline_drift_state", "0 ok, 1 warning, 2 drift; scores or rejects.", labels=("category", "test")
+            "plumbline_drift_state",
+            "0 ok, 1 warning, 2 drift; by scores, rejects and embeddings.",
+            labels=("category", "test"),
         )
         evidence = GaugeMetricFamily(
             "plumbline_drift_evidence",
@@ -191,7 +236,7 @@ class Drift(Collector):
         for category, monitor in list(self._monitors.items()):
             for name, watch in monitor.watches.items():
                 state.add_metric((category, name), _STATES.index(watch.state))
-                evidence.add_metric((category, name), watch.test.evidence)
+                evidence.add_metric((category, name), watch.capital.evidence)
             for of, values in monitor.quantiles().items():
                 for level, value in zip(QUANTILES, values or (), strict=False):
                     quantile.add_metric((category, of, f"{level:g}"), value)
@@ -200,9 +245,9 @@ class Drift(Collector):
         yield from (state, evidence, quantile, rejected)
 
 
-def _is_same(one: Served, other: Served) -> bool:
+def key_of(served: Served) -> tuple[int, int]:
     """Another operation is another threshold: what was seen before says nothing of it."""
-    return (one.version, one.operation.number) == (other.version, other.operation.number)
+    return served.version, served.operation.number
 
 
 def _same_image(one: Scored, other: Scored) -> bool:

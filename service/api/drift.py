@@ -8,9 +8,10 @@ from datetime import datetime
 from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 
+from service.batch_test import BATCH
 from service.drift import QUANTILES, WARNING_FACTOR, DriftState, Monitor, Watch
 from service.errors import CATEGORY_UNAVAILABLE, UNKNOWN_CATEGORY, problem_responses
-from service.exchangeability import PERIOD, Change
+from service.exchangeability import Change
 from service.inspection import service_of
 from service.security import Scope, requires
 
@@ -27,7 +28,7 @@ class DriftTest(BaseModel):
     since: datetime | None = Field(default=None, description="when this state was reached")
     evidence: float = Field(description="1 at first; drift at 1 / false_alarm_rate, a warning at a tenth of that")
     change: Change | None = Field(default=None, description="how the latest differ, where there is a warning or drift")
-    count: int = Field(description="parts tested since the watch began")
+    count: int = Field(description=f"parts tested since the watch began; of embeddings, batches of {BATCH}")
     reference: int = Field(description="calibration images they are compared with, besides each other")
 
 
@@ -45,14 +46,19 @@ class DriftReport(BaseModel):
 
     category: str
     version: int
+    operation: int
     state: DriftState = Field(description="the worst of the tests")
     false_alarm_rate: float = Field(
         description="of each test: bound of the probability that it ever comes to drift while nothing changes, however "
-        f"often one looks; anew for every version, every restart and every {PERIOD} parts. Of a warning: "
-        f"{WARNING_FACTOR} times it"
+        f"often one looks; anew for every version, operation and start of the service. Of a warning: {WARNING_FACTOR} "
+        "times it"
     )
     scores: DriftTest = Field(description="image scores of accepted parts, with those of the calibration")
     rejects: DriftTest = Field(description="the share of parts that are not accepted, with itself before")
+    embeddings: DriftTest = Field(description="mean embeddings of accepted parts, with those of the calibration")
+    squared_mmd: float | None = Field(
+        default=None, description="maximum mean discrepancy between the latest batch of embeddings and those before"
+    )
     window: int = Field(description="latest inspections that the quantiles are of")
     rejected_share: float | None = Field(default=None, description="of the window, parts that were not accepted")
     quantiles: Quantiles
@@ -78,16 +84,18 @@ async def forget_drift(category: str, request: Request) -> DriftReport:
 
 
 def _report(category: str, monitor: Monitor) -> DriftReport:
+    version, operation = monitor.key
     return DriftReport(
         category=category,
-        version=monitor.served.version,
+        version=version,
+        operation=operation,
         state=monitor.state,
-        false_alarm_rate=monitor.scores.rate,
-        scores=_test(monitor.scores),
-        rejects=_test(monitor.rejects),
+        false_alarm_rate=monitor.watches["scores"].rate,
+        squared_mmd=monitor.squared_mmd,
         window=len(monitor.window),
         rejected_share=monitor.rejected_share(),
         quantiles=Quantiles(**monitor.quantiles()),
+        **{name: _test(watch) for name, watch in monitor.watches.items()},
     )
 
 
@@ -95,8 +103,8 @@ def _test(watch: Watch) -> DriftTest:
     return DriftTest(
         state=watch.state,
         since=watch.since,
-        evidence=watch.test.evidence,
-        change=None if watch.state is DriftState.OK else watch.test.change,
-        count=watch.test.count,
-        reference=watch.test.reference,
+        evidence=watch.capital.evidence,
+        change=None if watch.state is DriftState.OK else watch.capital.change,
+        count=watch.capital.count,
+        reference=watch.reference,
     )

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from models.detector import Detector
 from models.prediction import Verdict
+from service.batch_test import BATCH
 from service.drift import Drift, Watch
 from service.registry import Served
 from service.settings import load_settings
 from service.telemetry import Telemetry
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, assert_problem, encode, part
+from tests.service.support import CATEGORY, assert_problem, encode, part, wait_until
 
 DRIFT = f"/v1/categories/{CATEGORY}/drift"
 BYTES = {"content-type": "application/octet-stream"}
@@ -143,7 +144,7 @@ class Inspections:
             served=served,
             time=datetime.now(UTC),
             submission=SimpleNamespace(output="score"),
-            prediction=SimpleNamespace(image_score=score, verdict=verdict),
+            prediction=SimpleNamespace(image_score=score, verdict=verdict, summary=None),
         )
         asyncio.run(self.drift.take(inspection))
 
@@ -153,19 +154,48 @@ def test_another_active_version_begins_anew_and_others_do_not_count(detector: De
     first, second = inspections.active, replace(inspections.active, version=2)
     inspections.take(first, -1)
     inspections.take(second, -1)
-    assert inspections.drift.monitor(CATEGORY).scores.test.count == 1
+    assert inspections.drift.monitor(CATEGORY).watches["scores"].capital.count == 1
     inspections.active = second
     inspections.take(first, -1)
-    assert inspections.drift.monitor(CATEGORY).scores.test.count == 0
+    assert inspections.drift.monitor(CATEGORY).watches["scores"].capital.count == 0
     inspections.take(second, -1)
-    assert inspections.drift.monitor(CATEGORY).scores.test.count == 1
+    assert inspections.drift.monitor(CATEGORY).watches["scores"].capital.count == 1
 
 
 def test_warning_passes_and_drift_does_not() -> None:
-    watch = Watch([], 0.01)
-    now = datetime.now(UTC)
-    for number, state in ((50.0, "warning"), (1.0, "ok"), (100.0, "drift"), (0.0, "drift")):
-        watch.test.observe = lambda number: number  # type: ignore[method-assign]
-        watch.observe(number, now)
+    capital = SimpleNamespace(evidence=1.0)
+    watch = Watch(capital, 0, 0.01)  # type: ignore[arg-type]
+    for evidence, state in ((50.0, "warning"), (1.0, "ok"), (100.0, "drift"), (0.0, "drift")):
+        capital.evidence = evidence
+        watch.look(datetime.now(UTC))
         assert watch.state == state
         assert (watch.since is None) is (state == "ok")
+    assert watch.over
+
+
+def test_images_of_another_light_come_to_drift_by_their_embeddings(server: httpx.Client) -> None:
+    """Parts whose colour changes; batch by batch, compared off the request's path."""
+
+    def count() -> int:
+        found: int = server.get(DRIFT).json()["embeddings"]["count"]
+        return found
+
+    for batch in range(2):
+        for seed in range(BATCH):
+            send(server, part(1000 + BATCH * batch + seed))
+    wait_until(lambda: count() >= 1)
+    report = server.get(DRIFT).json()
+    assert report["embeddings"]["state"] == "ok"
+    assert abs(report["squared_mmd"]) < 0.2
+    monitor = report["embeddings"]["count"]
+    for seed in range(4 * BATCH):
+        if server.get(DRIFT).json()["embeddings"]["state"] == "drift":
+            break
+        dim = (part(2000 + seed) * 0.97).astype(np.uint8)
+        send(server, dim)
+    wait_until(lambda: count() > monitor)
+    report = server.get(DRIFT).json()
+    assert report["embeddings"]["state"] == "drift"
+    assert report["embeddings"]["change"] == "other"
+    assert report["squared_mmd"] > 0.2
+    assert f'plumbline_drift_state{{category="{CATEGORY}",test="embeddings"}} 2.0' in server.get("/metrics").text

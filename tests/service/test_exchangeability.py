@@ -12,7 +12,7 @@ from scipy.integrate import trapezoid
 from scipy.stats import norm
 
 from service import exchangeability
-from service.exchangeability import Change, ExchangeabilityTest
+from service.exchangeability import Bet, Capital, Change, NumberTest
 
 Draw = Callable[[Random], float]
 DISTRIBUTIONS: dict[str, Draw] = {
@@ -22,12 +22,12 @@ DISTRIBUTIONS: dict[str, Draw] = {
 }
 
 
-def first_alarm(test: ExchangeabilityTest, numbers: list[float], level: float = 100) -> int | None:
+def first_alarm(test: NumberTest, numbers: list[float], level: float = 100) -> int | None:
     return next((place for place, number in enumerate(numbers) if test.observe(number) >= level), None)
 
 
-@pytest.mark.parametrize("bet", exchangeability._BETS, ids=lambda bet: f"{bet.change}{bet.linear:+g}")
-def test_every_bet_is_fair(bet: exchangeability._Bet) -> None:
+@pytest.mark.parametrize("bet", exchangeability.NUMBER_BETS, ids=lambda bet: f"{bet.change}{bet.linear:+g}")
+def test_every_bet_is_fair(bet: Bet) -> None:
     z = np.linspace(-20, 20, 40_001)
     pays = np.exp(bet.linear * z + bet.square * z**2 + bet.constant)
     assert trapezoid(pays * norm.pdf(z), z) == pytest.approx(1, abs=1e-9)
@@ -35,11 +35,8 @@ def test_every_bet_is_fair(bet: exchangeability._Bet) -> None:
 
 def test_capital_is_neither_made_nor_lost() -> None:
     """A bet that always pays what was staked leaves the capital of 1 as it is, however late its parts are staked."""
-    test = ExchangeabilityTest([], Random(0))
-    with pytest.MonkeyPatch.context() as patch:
-        even = exchangeability._Bet(Change.HIGHER, 0, 0, 0)
-        patch.setattr(exchangeability, "_BETS", (even,) * len(exchangeability._BETS))
-        assert [test.observe(number) for number in range(1000)] == pytest.approx([1] * 1000)
+    capital = Capital([Bet(Change.OTHER, 0, 0, 0)] * 3)
+    assert [capital.bet(0.01) for _ in range(1000)] == pytest.approx([1] * 1000)
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -48,7 +45,7 @@ def test_false_alarms_are_no_more_than_stated_with_20_calibration_images(name: s
     random, draw, streams = Random(1), DISTRIBUTIONS[name], 200
     highest = []
     for _ in range(streams):
-        test = ExchangeabilityTest([draw(random) for _ in range(20)], random)
+        test = NumberTest([draw(random) for _ in range(20)], random)
         highest.append(max(test.observe(draw(random)) for _ in range(600)))
     for rate in (0.1, 0.01):
         alarms = sum(one >= 1 / rate for one in highest)
@@ -58,10 +55,11 @@ def test_false_alarms_are_no_more_than_stated_with_20_calibration_images(name: s
 def test_ranks_against_a_fixed_calibration_would_break_the_promise() -> None:
     """Why each number joins those that the next is compared with: the same bets on plain conformal p-values of 20."""
 
-    class Fixed(ExchangeabilityTest):
+    class Fixed(NumberTest):
         def observe(self, number: float) -> float:
+            reference = list(self._kept)
             evidence = super().observe(number)
-            self._seen = list(self._reference)
+            self._kept = reference
             return evidence
 
     random, streams = Random(2), 60
@@ -86,37 +84,38 @@ def test_ranks_against_a_fixed_calibration_would_break_the_promise() -> None:
 )
 def test_a_change_is_found_and_named(change: Change, draw: Draw) -> None:
     random = Random(3)
-    test = ExchangeabilityTest([random.gauss(0, 1) for _ in range(20)], random)
+    test = NumberTest([random.gauss(0, 1) for _ in range(20)], random)
     assert first_alarm(test, [random.gauss(0, 1) for _ in range(300)]) is None
     place = first_alarm(test, [draw(random) for _ in range(300)])
     assert place is not None
-    assert test.change is change
+    assert test.capital.change is change
 
 
 def test_a_change_of_half_a_deviation_is_found_after_a_hundred_parts_or_so() -> None:
     random, delays = Random(4), []
     for _ in range(20):
-        test = ExchangeabilityTest([random.gauss(0, 1) for _ in range(50)], random)
+        test = NumberTest([random.gauss(0, 1) for _ in range(50)], random)
         assert first_alarm(test, [random.gauss(0, 1) for _ in range(1000)]) is None
         delays.append(first_alarm(test, [random.gauss(0.5, 1) for _ in range(1000)]) or 1000)
     assert np.median(delays) < 250
 
 
 def test_the_same_number_again_and_again_is_no_change() -> None:
-    test = ExchangeabilityTest([], Random(5))
+    test = NumberTest([], Random(5))
     assert first_alarm(test, [0.0] * 5000, level=10) is None
 
 
 def test_what_does_not_matter_stays_unreported() -> None:
     random = Random(6)
-    test = ExchangeabilityTest([random.gauss(0, 1) for _ in range(2000)], random)
+    test = NumberTest([random.gauss(0, 1) for _ in range(2000)], random)
     assert first_alarm(test, [random.gauss(0.05, 1) for _ in range(10_000)], level=10) is None
 
 
-def test_it_starts_anew_after_a_period(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchangeability, "PERIOD", 50)
-    test = ExchangeabilityTest([1.0, 2.0], Random(7))
-    for number in range(51):
-        test.observe(number)
-    assert test.count == 1
-    assert len(test._seen) == 3
+def test_forgetting_bounds_the_memory_and_keeps_the_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchangeability, "KEPT", 30)
+    random, streams, alarms = Random(7), 150, 0
+    for _ in range(streams):
+        test = NumberTest([random.gauss(0, 1) for _ in range(20)], random)
+        alarms += first_alarm(test, [random.gauss(0, 1) for _ in range(1000)], level=10) is not None
+        assert len(test._kept) <= 30
+    assert alarms <= 0.1 * streams + 3 * math.sqrt(0.1 * streams)
