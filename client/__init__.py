@@ -9,6 +9,7 @@
 from .answers import (
     Box,
     Category,
+    CategoryDetails,
     ExplanationPicture,
     Health,
     ImageSize,
@@ -48,6 +49,7 @@ __all__ = [
     "AsyncClient",
     "Box",
     "Category",
+    "CategoryDetails",
     "Client",
     "Conflict",
     "ConnectionFailed",

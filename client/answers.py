@@ -56,12 +56,19 @@ class ImageSize(_Answer):
 
 
 class Times(_Answer):
-    """Milliseconds by stage of the service."""
+    """Milliseconds by stage of the service.
+
+    Attributes:
+        place: resizing to the detector's input; part of an explanation's score.
+        judge: verdict and regions; as ``place``.
+    """
 
     upload: float
     decode: float
+    place: float = 0
     queue: float
     score: float
+    judge: float = 0
     total: float
 
 
@@ -69,6 +76,7 @@ class Score(_Answer):
     """One inspection. Scores: higher is more anomalous.
 
     Attributes:
+        operation: number of the version's run-time settings that decided; 0 for its own.
         image_score: the highest score of a window.
         threshold: image scores above it are defective.
         pixel_threshold: the anomaly map's values above it form regions.
@@ -81,6 +89,7 @@ class Score(_Answer):
     id: UUID
     category: str
     version: int
+    operation: int
     image_score: float
     threshold: float
     pixel_threshold: float
@@ -100,6 +109,7 @@ class _Picture(_Answer):
     id: UUID
     category: str
     version: int
+    operation: int
     image_score: float
     threshold: float
     pixel_threshold: float
@@ -151,21 +161,34 @@ class Category(_Answer):
     Attributes:
         state: only one that is "ready" scores.
         version: the active one.
-        reason: why it could not be loaded.
-        detector: what it is and how it decides; only where one category was asked for.
+        shadow: the version that scores beside it and only records.
+        reason: why it could not be loaded, or why what is stored is not what is served.
     """
 
     category: str
     state: str
     version: int | None = None
+    shadow: int | None = None
     reason: str | None = None
+
+
+class CategoryDetails(Category):
+    """A category, and its detector where that is ready.
+
+    Attributes:
+        operation: number of the run-time settings in force.
+        detector: what it is, and how it decides where no operation says otherwise.
+    """
+
+    operation: int | None = None
     detector: dict[str, Any] | None = None
 
 
 class CategoryList(_Answer):
-    """Every category, by name."""
+    """Every category, by name; and why the service cannot follow its store of models, where it cannot."""
 
     categories: tuple[Category, ...]
+    store_problem: str | None = None
 
 
 class Health(_Answer):
@@ -176,10 +199,16 @@ class Health(_Answer):
 
 
 class Readiness(_Answer):
-    """Whether the service can score, and why not."""
+    """Whether the service can score, and why not.
+
+    Attributes:
+        warning: what is wrong with the models although it can.
+        categories: empty also where callers need keys, because nobody needs one to ask this.
+    """
 
     ready: bool
     reason: str | None = None
+    warning: str | None = None
     categories: tuple[Category, ...] = ()
 
 

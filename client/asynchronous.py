@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 import httpx
 
 from . import calls
-from .answers import Category, ExplanationPicture, Health, Method, Overlay, RawMap, Readiness, Score
+from .answers import Category, CategoryDetails, ExplanationPicture, Health, Method, Overlay, RawMap, Readiness, Score
 from .batches import DEFAULT_CONCURRENCY, Outcome, Summary, folder_run, named, run_in_tasks
 from .calls import Call, Image
 from .errors import DeadlineExceeded, PlumblineError, failure_of
@@ -117,7 +117,7 @@ class AsyncClient:
         """Every category, by name."""
         return await self._do(calls.categories(), timeout_s)
 
-    async def category(self, name: str, *, timeout_s: float | None = None) -> Category:
+    async def category(self, name: str, *, timeout_s: float | None = None) -> CategoryDetails:
         """One category and its detector."""
         return await self._do(calls.category(name), timeout_s)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from .answers import (
     Category,
+    CategoryDetails,
     CategoryList,
     ExplanationPicture,
     Health,
@@ -124,8 +125,8 @@ def categories() -> Call[tuple[Category, ...]]:
     return Call("GET", "/v1/categories", lambda reply: _json(CategoryList)(reply).categories)
 
 
-def category(name: str) -> Call[Category]:
-    return Call("GET", _category_path(name), _json(Category))
+def category(name: str) -> Call[CategoryDetails]:
+    return Call("GET", _category_path(name), _json(CategoryDetails))
 
 
 def health() -> Call[Health]:

@@ -33,6 +33,7 @@ SCORE = {
     "id": "7b1f5ad8-8f3c-4c39-a0b5-6b0ff2ad3a41",
     "category": "plate",
     "version": 1,
+    "operation": 0,
     "image_score": 1.5,
     "threshold": 2,
     "pixel_threshold": 2,

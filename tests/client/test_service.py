@@ -69,7 +69,17 @@ def test_heatmap(connect: Connect, url: str) -> None:
     client = connect(url)
     score, overlay = client.score(CATEGORY, DEFECTIVE), client.heatmap(CATEGORY, DEFECTIVE, opacity=0)
     assert (np.array(Image.open(io.BytesIO(overlay.png))) == part(101, defective=True)).all()
-    for name in ("category", "version", "image_score", "threshold", "pixel_threshold", "p_value", "verdict", "image"):
+    for name in (
+        "category",
+        "version",
+        "operation",
+        "image_score",
+        "threshold",
+        "pixel_threshold",
+        "p_value",
+        "verdict",
+        "image",
+    ):
         assert getattr(overlay, name) == getattr(score, name)
     assert overlay.scale_start < overlay.pixel_threshold < overlay.scale_end
 
