@@ -25,12 +25,14 @@ class Pace:
     @property
     def typical_s(self) -> float:
         """What it should take."""
-        return statistics.median_low(self._valid()) if self._valid() else 0.0
+        valid = self._valid()  # once: it may end to be valid between two looks
+        return statistics.median_low(valid) if valid else 0.0
 
     @property
     def fastest_s(self) -> float:
         """What it takes at least, by two measurements: a single one may be of a machine that had stalled."""
-        return min(self._valid()) if len(self._valid()) > 1 else 0.0
+        valid = self._valid()
+        return min(valid) if len(valid) > 1 else 0.0
 
     def _valid(self) -> tuple[float, ...]:
         return self._recent if time.monotonic() - self._noted_at < _VALID_S else ()

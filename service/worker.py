@@ -157,12 +157,13 @@ class Worker:
 
     def _step(self) -> bool:
         """Do what begins next; False where the worker has ended. Between steps it holds on to no detector."""
-        works = self._next()
+        works: list[Work] = []
         try:
+            works = self._next()
             self._do(works)
         except BaseException as error:  # a thread has nobody above it who could hear of it
             self._end(f"the worker died of {type(error).__name__}: {error}")
-            for work in works:
+            for work in self._running:
                 if not work.future.done():
                     work.future.set_exception(WorkerUnavailable(self._ended))
             return False

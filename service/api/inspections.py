@@ -13,7 +13,6 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, Field
-from sqlalchemy import ColumnElement
 
 from service.errors import (
     INVALID_REQUEST,
@@ -84,22 +83,19 @@ async def list_inspections(query: Annotated[ListQuery, Query()], records: Record
 
     Following `next` shows each inspection once, whatever is inspected meanwhile.
     """
-    conditions = query.conditions()
     accepted = request.headers.get("accept", "")
     if query.format == "csv" or (query.format is None and _CSV in accepted):
-        first = await records.read(partial(_csv_rows, records, conditions, queries.LARGEST_SEQUENCE))
+        first = await records.read(partial(_csv_rows, records, query, queries.LARGEST_SEQUENCE))
         disposition = 'attachment; filename="inspections.csv"'
         return StreamingResponse(
-            _csv(records, conditions, first),
+            _csv(records, query, first),
             media_type=f"{_CSV}; charset=utf-8",
             headers={"Content-Disposition": disposition},
         )
 
     def read() -> bytes:  # to its bytes there too: a page may be long, and the loop has others to serve
         with records.database.begin() as connection:
-            found, following = queries.page(
-                connection, conditions, query.cursor or queries.LARGEST_SEQUENCE, query.limit
-            )
+            found, following = queries.page(connection, query, query.cursor or queries.LARGEST_SEQUENCE, query.limit)
         return InspectionPage(inspections=found, next=following).model_dump_json(exclude_none=True).encode()
 
     return Response(await records.read(read), media_type="application/json")
@@ -186,9 +182,9 @@ async def _picture(inspection: UUID, records: Records, what: Literal["image", "h
     return Response(content, media_type=media_type, headers={"X-Content-Type-Options": "nosniff"})
 
 
-def _csv_rows(records: Records, conditions: list[ColumnElement[bool]], before: int) -> tuple[str, int | None]:
+def _csv_rows(records: Records, filters: queries.Filters, before: int) -> tuple[str, int | None]:
     with records.database.begin() as connection:
-        found, following = queries.page(connection, conditions, before, _CSV_PAGE)
+        found, following = queries.page(connection, filters, before, _CSV_PAGE)
     text = io.StringIO()
     writer = csv.writer(text)
     for entry in found:
@@ -199,15 +195,13 @@ def _csv_rows(records: Records, conditions: list[ColumnElement[bool]], before: i
     return text.getvalue(), following
 
 
-async def _csv(
-    records: Records, conditions: list[ColumnElement[bool]], first: tuple[str, int | None]
-) -> AsyncIterator[str]:
+async def _csv(records: Records, filters: queries.Filters, first: tuple[str, int | None]) -> AsyncIterator[str]:
     head = [*_CSV_FACTS, "total_ms", "reviewed_verdict", "reviewed_by", "reviewed_at", "reviewed_note"]
     yield ",".join(head) + "\r\n"
     text, following = first
     yield text
     while following is not None:
-        text, following = await records.read(partial(_csv_rows, records, conditions, following))
+        text, following = await records.read(partial(_csv_rows, records, filters, following))
         yield text
 
 

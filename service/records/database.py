@@ -84,6 +84,7 @@ class Database:
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         with self.begin() as connection:
             if connection.dialect.name == "postgresql":  # several services may start at once
+                connection.execute(text("SET LOCAL statement_timeout = 0"))  # indexes of many records take long
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             found = set(MigrationContext.configure(connection).get_current_heads())
             if newer := found - known:
@@ -128,19 +129,18 @@ class Database:
         return []
 
     def forget(self, before: datetime) -> int:
-        """Delete the records of inspections before a time, and their reviews.
+        """Delete the oldest records of inspections before a time, and their reviews: some, for all may take long.
+
+        Returns:
+            How many were deleted; 0 where none is left.
 
         Raises:
-            DatabaseUnavailable: see there; some may be deleted.
+            DatabaseUnavailable: see there.
         """
-        count = 0
-        while True:
-            with self.begin() as connection:
-                old = select(inspections.c.sequence).where(inspections.c.time < before).limit(_DELETED_AT_ONCE)
-                deleted = connection.execute(delete(inspections).where(inspections.c.sequence.in_(old))).rowcount
-            count += deleted
-            if deleted < _DELETED_AT_ONCE:
-                return count
+        columns = inspections.c
+        old = select(columns.sequence).where(columns.time < before).order_by(columns.time).limit(_DELETED_AT_ONCE)
+        with self.begin() as connection:
+            return connection.execute(delete(inspections).where(columns.sequence.in_(old))).rowcount
 
     def _insert(self, records: Sequence[Record]) -> None:
         rows = [record.model_dump() for record in records]

@@ -17,6 +17,8 @@ from service.records.tables import inspections, reviews
 
 LARGEST_SEQUENCE = 2**63 - 1
 
+_SHORT = 100_000  # inspections of a span of time that are found by it; in a longer one, the latest come soon
+
 
 def _no_number(value: object) -> object:
     """Pydantic takes a number for seconds since 1970, of which nobody who sends one can be sure."""
@@ -52,11 +54,11 @@ class Filters(BaseModel):
     min_score: float | None = Field(default=None, allow_inf_nan=False, description="least image score")
     shadow: bool = Field(default=False, description="those that a shadow version scored, which no client was answered")
 
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """What holds for the inspections that are meant."""
+    def conditions(self, connection: Connection) -> list[ColumnElement[bool]]:
+        """What holds for the inspections that are meant, so that few others have to be looked at for them."""
         columns = inspections.c
-        of_it = reviews.alias()
-        reviewed = select(of_it.c.sequence).where(of_it.c.inspection == columns.id).correlate(inspections).exists()
+        other = inspections.alias()
+        reviewed = columns.sequence.in_(select(other.c.sequence).join(reviews, reviews.c.inspection == other.c.id))
         tests: dict[str, Callable[[Any], ColumnElement[bool]]] = {
             "since": lambda value: columns.time >= value,
             "until": lambda value: columns.time < value,
@@ -65,11 +67,17 @@ class Filters(BaseModel):
             "shadow": lambda value: columns.shadow_of.is_not(None) if value else columns.shadow_of.is_(None),
         }
         given = {name: value for name in Filters.model_fields if (value := getattr(self, name)) is not None}
-        return [tests[name](value) if name in tests else columns[name] == value for name, value in given.items()]
+        found = [tests[name](value) if name in tests else columns[name] == value for name, value in given.items()]
+        # Records come in the order of their numbers, which no index has together with the time.
+        span = [tests[name](given[name]) for name in ("since", "until") if name in given]
+        if span and _count(connection, span, _SHORT + 1) <= _SHORT:
+            within = select(columns.sequence).where(*span).correlate(None)
+            found.append(columns.sequence.in_(within))
+        return found
 
 
 def page(
-    connection: Connection, conditions: list[ColumnElement[bool]], before: int, limit: int
+    connection: Connection, filters: Filters, before: int, limit: int
 ) -> tuple[list[ListedInspection], int | None]:
     """Inspections, the latest first.
 
@@ -85,7 +93,7 @@ def page(
     query = (
         select(*columns, *(column.label(f"judged_{column.name}") for column in reviews.c))
         .select_from(inspections.outerjoin(reviews, reviews.c.sequence == last))
-        .where(inspections.c.sequence < before, *conditions)
+        .where(inspections.c.sequence < before, *filters.conditions(connection))
         .order_by(inspections.c.sequence.desc())
         .limit(limit + 1)
     )
@@ -115,6 +123,12 @@ def add_review(connection: Connection, inspection: UUID, judgement: Judgement, c
     except IntegrityError:
         return None
     return review
+
+
+def _count(connection: Connection, conditions: list[ColumnElement[bool]], most: int) -> int:
+    """How many inspections there are, up to so many."""
+    some = select(inspections.c.sequence).where(*conditions).limit(most).subquery()
+    return connection.execute(select(func.count()).select_from(some)).scalar_one()
 
 
 def _listed(row: Row[Any]) -> ListedInspection:

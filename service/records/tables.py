@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     Uuid,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -50,6 +51,7 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 metadata = MetaData()
+_OF_SHADOWS = text("shadow_of IS NOT NULL")
 
 
 def _column(name: str, kind: Any, *, nullable: bool = False) -> Column[Any]:
@@ -85,6 +87,12 @@ inspections = Table(
     _column("times", Json),
     Index("inspections_time", "time"),
     Index("inspections_category", "category", "sequence"),
+    Index("inspections_verdict", "verdict", "sequence"),
+    Index("inspections_category_verdict", "category", "verdict", "sequence"),
+    Index("inspections_shadow", "sequence", sqlite_where=_OF_SHADOWS, postgresql_where=_OF_SHADOWS),
+    Index(
+        "inspections_category_shadow", "category", "sequence", sqlite_where=_OF_SHADOWS, postgresql_where=_OF_SHADOWS
+    ),
     Index("inspections_part", "part"),
     Index("inspections_lot", "lot"),
     sqlite_autoincrement=True,  # never gives a number again after the last row was deleted

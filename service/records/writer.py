@@ -51,6 +51,7 @@ class Writer:
         self._keep_days = keep_days
         self._failed = failed
         self._forget_at = 0.0
+        self._forgotten = 0
         self._stopping = False
         self._urgent = threading.Event()
         self._moved = threading.Condition()
@@ -115,11 +116,15 @@ class Writer:
             self._tell(None)
 
     def _forget(self) -> None:
+        """Delete some of what is too old; the rest in the next rounds, so that new records need not wait for it."""
         if self._keep_days is None or time.monotonic() < self._forget_at:
             return
         count = self._database.forget(datetime.now(UTC) - timedelta(days=self._keep_days))
-        self._forget_at = time.monotonic() + _FORGET_EVERY_S
-        _log.info("old records deleted", extra={"fields": {"count": count, "keep_days": self._keep_days}})
+        self._forgotten += count
+        if count == 0:
+            fields = {"count": self._forgotten, "keep_days": self._keep_days}
+            _log.info("old records deleted", extra={"fields": fields})
+            self._forgotten, self._forget_at = 0, time.monotonic() + _FORGET_EVERY_S
 
     def _parsed(self, line: bytes) -> Record | None:
         try:

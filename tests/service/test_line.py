@@ -142,3 +142,16 @@ def test_a_pace_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(16):
         pace.note(7)
     assert (pace.typical_s, pace.fastest_s) == (7, 7)
+
+
+def test_a_pace_that_ends_to_be_valid_while_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at a line with a part a minute: the worker must not die of it."""
+    for name in ("typical_s", "fastest_s"):
+        pace = Pace()
+        pace.note(1)
+        pace.note(1)
+        times = iter([pace._noted_at + 59.999, *[pace._noted_at + 60.001] * 3])
+        with monkeypatch.context() as patch:
+            patch.setattr("service.pace.time.monotonic", lambda times=times: next(times))
+            found = getattr(pace, name)
+        assert found == 1

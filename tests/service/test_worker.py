@@ -302,6 +302,27 @@ def test_a_cuda_error_ends_the_worker_at_once(own_detector: Detector, monkeypatc
     asyncio.run(main())
 
 
+def test_a_worker_that_dies_while_it_chooses_work_answers_who_waits(own_detector: Detector) -> None:
+    def fail(size: int, reason: Released) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    async def main() -> None:
+        worker = Worker(Line(1, 0), hang_s=60, on_batch=fail)
+        worker.start()
+        gate = Gate()
+        job = asyncio.create_task(worker.run(gate))
+        await until(gate.entered.is_set)
+        scans = [asyncio.create_task(worker.scan(own_detector, image, soon())) for image in placed(own_detector, 2)]
+        await until(lambda: worker.depth == 2)
+        gate.opened.set()
+        assert (await job).value == "finished"
+        for result in await asyncio.gather(*scans, return_exceptions=True):
+            assert isinstance(result, WorkerUnavailable)
+        assert "nobody foresaw this" in (worker.failure() or "")
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def test_a_batch_may_hang_and_a_job_may_not(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = Gate()
     monkeypatch.setattr(Scan, "look", lambda *_: gate())

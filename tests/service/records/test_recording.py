@@ -108,6 +108,23 @@ def test_old_records_are_deleted(recording: Recording, records: Path, database: 
     assert [str(record["id"]) for record in stored(records, database)] == ids[1:]
 
 
+def test_many_old_records_are_deleted_some_at_a_time(
+    recording: Recording, records: Path, database: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader waits until what was answered is in the database, and so must not wait for all that is too old."""
+    monkeypatch.setattr("service.records.database._DELETED_AT_ONCE", 2)
+    with recording() as client:
+        for seed in range(5):
+            score(client, seed)
+    with opened(records, database) as there:
+        assert there.forget(datetime.now(UTC)) == 2
+        with there.begin() as connection:
+            moved = (datetime.now(UTC) - timedelta(days=8)).replace(tzinfo=None).isoformat(sep=" ")
+            connection.execute(text(f"UPDATE inspections SET time = '{moved}'"))
+    with recording(keep_records_days=7):
+        wait_until(lambda: not stored(records, database))
+
+
 def test_a_newer_schema_is_refused(models: Path, records: Path, database: dict[str, str]) -> None:
     settings = load_settings(models=models, records=records, **database)
     create_app(settings).state.service.records.close()
