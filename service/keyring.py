@@ -70,7 +70,7 @@ class Keyring:
             try:
                 await asyncio.to_thread(self._refresh)
                 failed = None
-            except KeysError as error:
+            except Exception as error:  # whatever it is: a key that is revoked next must not be accepted for ever
                 # Stopping a line because somebody's editor made a mistake helps nobody; who revokes reads this.
                 if failed != str(error):
                     failed = str(error)

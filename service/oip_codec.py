@@ -315,11 +315,19 @@ def _binary_numbers(tensor: _Input, binary: memoryview) -> NDArray[Any]:
 
 def _json_numbers(tensor: _Input) -> NDArray[Any]:
     try:
-        values = np.array(tensor.data, np.float64)
+        given = np.array(tensor.data)
+        if given.dtype.kind in "USb":  # numpy would read texts, and truths, as numbers
+            raise TypeError("texts or truths")
+        values = given.astype(np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise _invalid(f"input {INPUT!r}: data are not an array of numbers ({error})") from error
     if values.size != math.prod(tensor.shape):
         raise _invalid(f"input {INPUT!r} has {values.size} numbers, which do not fill its shape {tensor.shape}")
+    if values.ndim != 1 and values.shape != tuple(tensor.shape):  # rows for columns
+        raise _invalid(
+            f"input {INPUT!r} is nested as {list(values.shape)}, where its shape is {tensor.shape}; send it flat or as "
+            "its shape says"
+        )
     if tensor.datatype == FP32:
         _check_range(values, 1, "finite numbers in [0, 1]")
         return values.astype(np.float32)

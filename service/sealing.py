@@ -41,7 +41,7 @@ class Seal:
         """
         try:
             return self._fernet.decrypt(sealed).decode()
-        except InvalidToken as error:
+        except (InvalidToken, ValueError) as error:  # the latter of what is no ASCII
             raise SettingsError(f"it was not encrypted with the key in {self._source}") from error
 
 

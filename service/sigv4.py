@@ -123,7 +123,7 @@ def sign(request: SignedRequest, signature: Signature, secret: str, body_sha256:
         (
             request.method,
             quote(request.path, safe="/~"),  # encoded once more, as every service but S3 has it
-            "&".join(sorted(_pairs(request.query))),
+            "&".join("=".join(pair) for pair in sorted(_pairs(request.query))),
             *(f"{name}:{request.header(name)}" for name in signature.signed_headers),
             "",
             ";".join(signature.signed_headers),
@@ -153,7 +153,7 @@ def _check_time(time: str, date: str, now: datetime) -> None:
         )
 
 
-def _pairs(query: str) -> Iterable[str]:
+def _pairs(query: str) -> Iterable[tuple[str, str]]:
     for pair in filter(None, query.split("&")):
         name, _, value = pair.partition("=")
-        yield f"{name}={value}"
+        yield name, value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from service.keyring import Keyring
 from service.keys import KeysError, create_key, read_keys, revoke_key
+from service.limits import Rate
 from service.security import Scope
 from tests.service.conftest import Serve
 from tests.service.support import wait_until
@@ -117,10 +120,42 @@ def test_file_without_keys_or_absent(file: Path) -> None:
         create_key(file.parent / "absent" / "keys.json", "line-3", ())
 
 
+def test_no_failure_keeps_a_service_from_later_changes(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as a thread that cannot be started: a key that is revoked then must not be accepted for ever."""
+    record, key = create_key(file, "line-3", ())
+    keyring = Keyring(file)
+    monkeypatch.setattr("service.keyring._REFRESH_S", 0.01)
+    monkeypatch.setattr(keyring, "_refresh", fail_first(keyring._refresh))
+
+    async def follow() -> None:
+        async with keyring.followed():
+            revoke_key(file, record.id)
+            async with asyncio.timeout(60):
+                while (found := keyring.find(key)) is None or found.revoked is None:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(follow())
+    assert any("can't start new thread" in str(getattr(entry, "fields", "")) for entry in caplog.records)
+
+
+def fail_first(function: Callable[[], None]) -> Callable[[], None]:
+    failures = [RuntimeError("can't start new thread")]
+
+    def call() -> None:
+        if failures:
+            raise failures.pop()
+        function()
+
+    return call
+
+
 def test_running_service_takes_up_changes(
-    serve: Serve, models: Path, file: Path, caplog: pytest.LogCaptureFixture
+    serve: Serve, models: Path, file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", "plumbline.keys")
+    monkeypatch.setattr("service.access._FAILURES", Rate(per_second=1000, burst=10_000))  # it asks until it changes
     first, first_key = create_key(file, "line-3", ())
 
     def status(client: httpx.Client, key: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import iter_route_contexts
 
+from service.app import create_app
+from service.documentation import STATIC
 from service.keys import create_key
 from service.limits import Rate
 from service.security import Scope
 from service.server import run
 from service.settings import SettingsError, load_settings
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, assert_problem, encode, part
+from tests.service.support import CATEGORY, assert_problem, encode, part, wait_until
 
 SCORE = f"/v1/categories/{CATEGORY}/score"
 BYTES = {"content-type": "application/octet-stream"}
@@ -72,6 +76,24 @@ def test_every_operation_but_health_needs_a_key(locked: httpx.Client) -> None:
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
 
+def test_no_route_answers_who_has_no_key(locked: httpx.Client, models: Path, file: Path) -> None:
+    """Every route there is, in the document or not, by every method, whichever it was made for."""
+    health = {"/healthz", "/readyz", "/v2", "/v2/health/live", "/v2/health/ready"}
+    pages = {"/docs", "/redoc", "/openapi.json"}
+    app = create_app(load_settings(models=models, records="none", keys=file))
+    paths = {str(route.path) for route in iter_route_contexts(app.routes) if route.path is not None} - {STATIC}
+    assert paths > pages | health | {"/metrics", "/2020-11-20/{operation:path}", SCORE.replace(CATEGORY, "{category}")}
+    answered = set()
+    for path in paths:
+        foreign = path.startswith("/2020-11-20")
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+            status = locked.request(method, re.sub(r"\{[^}]*\}", "1", path)).status_code
+            known = not foreign or method not in ("OPTIONS", "TRACE")  # AWS has no status for a wrong method
+            if status not in ((403,) if foreign and known else (400,) if foreign else (401, 405)):
+                answered.add((method, path, status))
+    assert answered == {("GET", path, 200) for path in pages | health} | {("HEAD", "/openapi.json", 200)}
+
+
 def test_no_key(locked: httpx.Client) -> None:
     response = locked.post(SCORE, content=encode(part(0)), headers=BYTES)
     assert_problem(response, 401, "unauthenticated", "no key", "Authorization: Bearer KEY")
@@ -116,6 +138,7 @@ def test_what_anybody_may_read(locked: httpx.Client) -> None:
 def test_caller_is_in_the_log(locked: httpx.Client, keys: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "plumbline.requests")
     locked.post(SCORE, content=encode(part(0)), headers=BYTES | bearer(keys["score"]))
+    wait_until(lambda: bool(caplog.records))  # it is logged after it is answered
     assert getattr(caplog.records[-1], "fields", {})["caller"] == "a-score"
 
 

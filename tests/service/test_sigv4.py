@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -79,6 +80,7 @@ def check(request: SignedRequest, body: bytes = BODY, secret: str = SECRET, now:
         pytest.param({}, id="detect"),
         pytest.param({"body": b""}, id="empty body"),
         pytest.param({"url": f"{URL}?b=2&a=1&a=0&empty=&flag&c=%2Fx%20y"}, id="query"),
+        pytest.param({"url": f"{URL}?tag=2&tag-key=1&tag.key=0"}, id="names that begin alike"),
         pytest.param({"url": "http://127.0.0.1/projects/a%20b%2Fc~-_.%C3%A9/detect"}, id="encoded path"),
         pytest.param({"headers": {"Content-Type": " image/png ;   a=b", "X-Amz-Meta": "two  spaces"}}, id="spaces"),
         pytest.param({"headers": {"X-Amz-Content-SHA256": sha256(BODY).hexdigest()}}, id="declared hash"),
@@ -169,6 +171,16 @@ class TestSealing:
             Keyring(file)
         with pytest.raises(KeysError, match="cannot be decrypted: it was not encrypted with the key in there"):
             Keyring(file, Seal(new_secret_key(), "there"))
+
+    @pytest.mark.parametrize("secret", ["", "x", "é", "\x00"])
+    def test_damaged_secret(self, file: Path, secret: str) -> None:
+        seal = Seal(new_secret_key(), "here")
+        record, _ = create_aws_key(file, "old line", (), seal)
+        content = json.loads(file.read_text())
+        content["keys"][0]["sealed_secret"] = secret
+        file.write_text(json.dumps(content))
+        with pytest.raises(KeysError, match=f"secret of key {record.id} in .* cannot be decrypted"):
+            Keyring(file, seal)
 
     def test_secret_key_in_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "secret.key"
