@@ -110,6 +110,19 @@ def test_compose_terminates_tls_for_this_machine_unless_told_otherwise() -> None
         assert name in (*proxy["environment"], "PLUMBLINE_UPSTREAM")
 
 
+def test_compose_monitors_on_request_and_for_this_machine() -> None:
+    content = compose("docker-compose.yml")
+    for name, secret in (("prometheus", "metrics_key"), ("grafana", "grafana_password")):
+        service = content["services"][name]
+        assert service["profiles"] == ["monitoring"]
+        assert all("127.0.0.1" in port for port in service["ports"])
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/]+:v?\d+\.\d+\.\d+\}", service["image"])
+        assert service["secrets"] == [secret]
+        assert content["secrets"][secret]["file"].startswith("${PLUMBLINE_SECRETS:-./secrets}/")
+        assert all((ROOT / volume["source"]).exists() for volume in service["volumes"] if volume["type"] == "bind")
+
+
 @pytest.mark.parametrize("files", [("docker-compose.yml",), ("docker-compose.yml", "docker-compose.cpu.yml")])
 def test_docker_compose_accepts_the_files(files: tuple[str, ...]) -> None:
     if shutil.which("docker") is None or run("docker", "compose", "version").returncode != 0:
