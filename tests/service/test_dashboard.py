@@ -28,7 +28,16 @@ QUERIES: list[str] = [target["expr"] for panel in PANELS for target in panel["ta
 PROMETHEUS = shutil.which("prometheus")
 
 # What this service has nothing to say of: no GPU, no records, no shadow, nobody to tell; and nothing is wrong.
-SILENT = ("gpu_bytes", "shadow_verdicts", "results_", "model_swaps", "model_failures", "record_failures", "pictures_total", "ALERTS")
+SILENT = (
+    "gpu_bytes",
+    "shadow_verdicts",
+    "results_",
+    "model_swaps",
+    "model_failures",
+    "record_failures",
+    "pictures_total",
+    "ALERTS",
+)
 
 
 @pytest.fixture(scope="module")
