@@ -1,0 +1,61 @@
+"""The alerts that operators are given ask for metrics that there are."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from service import errors
+from service.errors import ProblemKind
+from tests.service.support import CATEGORY, encode, part
+
+RULES = Path(__file__).parents[2] / "docker" / "prometheus" / "alerts.yml"
+PROMTOOL = shutil.which("promtool")
+
+
+def alerts() -> list[dict[str, str]]:
+    found: list[dict[str, str]] = [
+        rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
+    ]
+    return found
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (apt-get install prometheus)")
+def test_prometheus_takes_the_rules() -> None:
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, "check", "rules", str(RULES)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(alerts())} rules found" in done.stdout
+
+
+def test_every_metric_is_there_with_the_labels_asked_for(client: httpx.Client) -> None:
+    score = f"/v1/categories/{CATEGORY}/score"
+    client.post(score, content=encode(part(0)), headers={"content-type": "image/png"})
+    exposed = client.get("/metrics").text
+    families = set(re.findall(r"^# TYPE (\w+) ", exposed, re.MULTILINE))
+    for alert in alerts():
+        asked = re.findall(r"plumbline_\w+", alert["expr"])
+        assert asked or "up{" in alert["expr"]
+        for name in asked:
+            assert name.removesuffix("_bucket") in families, alert["alert"]
+    for label in re.findall(r"\$labels\.(\w+)", RULES.read_text()):
+        assert label == "instance" or f'{label}="' in exposed
+
+
+def test_every_reason_is_a_problem_that_there_is() -> None:
+    kinds = {kind.slug for kind in vars(errors).values() if isinstance(kind, ProblemKind)}
+    asked = set(re.findall(r'reason="([^"]+)"', RULES.read_text()))
+    assert asked
+    assert asked <= kinds
+
+
+def test_the_manual_says_what_to_do() -> None:
+    manual = (RULES.parents[2] / "docs" / "operations.md").read_text()
+    for alert in alerts():
+        assert f"`{alert['alert']}`" in manual
