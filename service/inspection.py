@@ -1,9 +1,8 @@
-"""The way of one image through the service, whatever protocol it came by: admit, decode, queue, score or explain."""
+"""The way of an admitted image through the service, whatever protocol it came by: decode, queue, score or explain."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,30 +21,18 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 
 from models.detector import Detector
-from models.explanation import Explanation, Method, NotExplainable, check_explainable, explain
+from models.explanation import Explanation, Method, explain
 from models.images import ImageError, ImageTooLarge, UnsupportedImage, decode_image
 from models.prediction import Prediction
-from service.backlog import Backlog, TooMuchHeld
-from service.errors import (
-    DEADLINE_EXCEEDED,
-    DEADLINE_TOO_SHORT,
-    DEVICE_OUT_OF_MEMORY,
-    IMAGE_TOO_LARGE,
-    NOT_EXPLAINABLE,
-    QUEUE_FULL,
-    RECORDS_UNAVAILABLE,
-    UNREADABLE_IMAGE,
-    UNSUPPORTED_IMAGE,
-    WORKER_UNAVAILABLE,
-    ProblemError,
-)
-from service.line import DeadlineUnmet
+from service.admission import check_turn, problems, until
+from service.backlog import Backlog
+from service.errors import IMAGE_TOO_LARGE, UNREADABLE_IMAGE, UNSUPPORTED_IMAGE, ProblemError
 from service.pace import Pace
-from service.registry import SERVED_PROBLEMS, Registry, Served
+from service.registry import Registry, Served
 from service.security import Caller
 from service.settings import Settings
 from service.telemetry import Telemetry
-from service.worker import DeviceOutOfMemory, Worker, WorkerUnavailable
+from service.worker import Worker
 
 if TYPE_CHECKING:
     from service.drift import Drift
@@ -53,22 +40,6 @@ if TYPE_CHECKING:
     from service.sinks import Sink
 
 Result = TypeVar("Result")
-
-INSPECTION_PROBLEMS = (
-    *SERVED_PROBLEMS,
-    IMAGE_TOO_LARGE,
-    UNSUPPORTED_IMAGE,
-    UNREADABLE_IMAGE,
-    QUEUE_FULL,
-    RECORDS_UNAVAILABLE,
-    DEVICE_OUT_OF_MEMORY,
-    DEADLINE_TOO_SHORT,
-    DEADLINE_EXCEEDED,
-)
-"""What ``admit`` and ``inspect`` may refuse an image for, whatever protocol it came by."""
-
-_RETRY_AFTER_MEMORY_S = "5"
-_RETRY_AFTER_EXPLANATION_S = "5"
 
 
 @dataclass(frozen=True)
@@ -180,39 +151,6 @@ def service_of(request: Request) -> Service:
     return service
 
 
-async def admit(
-    service: Service, category: str, version: int | None = None, *, deadline: float, explained: bool = False
-) -> Served:
-    """The version that will score an image, before its bytes are read: refusing must cost less than scoring.
-
-    Args:
-        version: None for the active one; another one is loaded if it is not in memory.
-        deadline: when the answer is of no more use, on the clock of ``time.monotonic``.
-        explained: whether the score will have to be explained.
-
-    Raises:
-        ProblemError: there is no such category or version, or the service cannot score, or explain, now or in time.
-    """
-    with _problems(service):
-        async with _until(deadline, time.monotonic()):
-            served = await service.registry.served(category, version)
-    detector = served.detector
-    if explained:
-        try:
-            check_explainable(detector)
-        except NotExplainable as error:
-            raise ProblemError(NOT_EXPLAINABLE, str(error)) from error
-        _check_turn(service)
-    with _problems(service):
-        if (unavailable := service.worker.unavailable()) is not None:
-            raise WorkerUnavailable(unavailable)
-        service.backlog.check()
-    if (waiting := service.waiting) >= service.settings.queue_size:
-        raise queue_full(service, f"{waiting} images are waiting, no more may")
-    _check_time(service, detector, deadline, service.explanation_pace(detector) if explained else None)
-    return served
-
-
 async def inspect(service: Service, submission: Submission, method: Method | None = None) -> Inspection:
     """Decode and score an image, and give the inspection to the sinks; cancelled, it is no longer scored if it waits.
 
@@ -223,9 +161,9 @@ async def inspect(service: Service, submission: Submission, method: Method | Non
         ProblemError: the image is not acceptable, or the service cannot score now, or not before the deadline.
     """
     seconds = dict(submission.seconds)
-    with _problems(service), service.backlog.holding() as hold:
+    with problems(service), service.backlog.holding() as hold:
         hold(len(submission.data))
-        async with _until(submission.deadline, submission.begun):
+        async with until(submission.deadline, submission.begun):
             if method is None:
                 image, digest, prediction = await _score(service, submission, seconds)
                 explanation = None
@@ -240,26 +178,6 @@ async def inspect(service: Service, submission: Submission, method: Method | Non
     for sink in service.sinks:
         await sink.take(inspection)
     return inspection
-
-
-@contextmanager
-def held(service: Service, size: int) -> Iterator[None]:
-    """Count the bytes of images that wait for their turn, while the block lasts.
-
-    Raises:
-        ProblemError: too much is held already.
-    """
-    with _problems(service), service.backlog.holding() as hold:
-        if size > 0:
-            hold(size)
-        yield
-
-
-def queue_full(service: Service, reason: str) -> ProblemError:
-    """The refusal of an image that finds too much waiting, with the time in which that should be done."""
-    retry_after_s = max(1, math.ceil(service.worker.wait_s()))
-    detail = f"{reason}; retry in {retry_after_s} s"
-    return ProblemError(QUEUE_FULL, detail, {"Retry-After": str(retry_after_s)})
 
 
 async def _score(
@@ -317,33 +235,9 @@ async def _decoded(
     return image, digest, placed
 
 
-def _check_time(service: Service, detector: Detector, deadline: float, explanation: Pace | None) -> None:
-    """Refuse an image that could not be answered in time, by the pace of late."""
-    pace = explanation or service.worker.pace(detector)
-    ahead = service.backlog.preparing
-    rounds = 1 + ahead / service.settings.image_threads
-    waiting_s = service.worker.wait_s() + ahead * service.worker.pace(detector).typical_s
-    # Where nothing waits, the fastest time counts: what may be possible is tried.
-    needed_s = waiting_s + rounds * service.decoding.typical_s + pace.typical_s if waiting_s else pace.fastest_s
-    if (left_s := deadline - time.monotonic()) >= needed_s:
-        return
-    retry_after_s = max(1, math.ceil(waiting_s))
-    detail = (
-        f"an answer would take about {needed_s:.3g} s, and {max(0.0, left_s):.3g} s are left until the deadline; "
-        f"retry in {retry_after_s} s, or allow more by the header X-Request-Timeout"
-    )
-    raise ProblemError(DEADLINE_TOO_SHORT, detail, {"Retry-After": str(retry_after_s)})
-
-
-def _check_turn(service: Service) -> None:
-    if service.explaining.locked():
-        detail = "another image is being explained, and only one is at a time; retry when it is done"
-        raise ProblemError(QUEUE_FULL, detail, {"Retry-After": _RETRY_AFTER_EXPLANATION_S})
-
-
 @asynccontextmanager
 async def _turn(service: Service) -> AsyncIterator[None]:
-    _check_turn(service)
+    check_turn(service)
     async with service.explaining:
         yield
 
@@ -370,28 +264,3 @@ def _decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
         raise ProblemError(UNSUPPORTED_IMAGE, str(error)) from error
     except ImageError as error:
         raise ProblemError(UNREADABLE_IMAGE, str(error)) from error
-
-
-@asynccontextmanager
-async def _until(deadline: float, begun: float) -> AsyncIterator[None]:
-    """Give the block up at the deadline of a request that arrived when it had ``begun``."""
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            yield
-    except (TimeoutError, DeadlineUnmet) as error:
-        allowed = deadline - begun
-        detail = f"no answer within {allowed:.3g} s; allow more by the header X-Request-Timeout, or send fewer images"
-        raise ProblemError(DEADLINE_EXCEEDED, detail) from error
-
-
-@contextmanager
-def _problems(service: Service) -> Iterator[None]:
-    try:
-        yield
-    except TooMuchHeld as error:
-        raise queue_full(service, str(error)) from error
-    except DeviceOutOfMemory as error:
-        detail = "the device's memory has no room for this image now; retry, or give the service a larger device"
-        raise ProblemError(DEVICE_OUT_OF_MEMORY, detail, {"Retry-After": _RETRY_AFTER_MEMORY_S}) from error
-    except WorkerUnavailable as error:
-        raise ProblemError(WORKER_UNAVAILABLE, f"{error}; restart the service if it does not by itself") from error

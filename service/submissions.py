@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect, Request
 
 from models.explanation import Method
+from service.admission import admit
 from service.errors import INVALID_REQUEST, ProblemError
-from service.inspection import Inspection, Submission, admit, inspect, service_of, timed
+from service.inspection import Inspection, Submission, inspect, service_of, timed
 from service.uploads import read_upload
 
 Result = TypeVar("Result")

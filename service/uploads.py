@@ -12,6 +12,7 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 from starlette.requests import Request
 
 from models.images import ACCEPTED_FORMATS
+from service.admission import queue_full
 from service.backlog import TooMuchHeld
 from service.errors import (
     INVALID_REQUEST,
@@ -22,7 +23,7 @@ from service.errors import (
     ProblemError,
     quote,
 )
-from service.inspection import queue_full, service_of
+from service.inspection import service_of
 
 FIELD = "image"
 _MULTIPART = "multipart/form-data"

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from models.prediction import Prediction, Verdict
+from service.admission import INSPECTION_PROBLEMS, admit
 from service.errors import (
     CATEGORY_UNAVAILABLE,
     INVALID_REQUEST,
@@ -34,7 +35,7 @@ from service.errors import (
     ProblemKind,
     quote,
 )
-from service.inspection import INSPECTION_PROBLEMS, Submission, admit, in_pool, inspect, service_of, timed
+from service.inspection import Submission, in_pool, inspect, service_of, timed
 from service.registry import SERVED_PROBLEMS, version_number
 from service.rendering import render_mask
 from service.security import Scope, requires_signature

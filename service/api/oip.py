@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.prediction import Prediction
+from service.admission import INSPECTION_PROBLEMS, admit, held
 from service.api.health import healthz, readyz
 from service.errors import (
     INVALID_REQUEST,
@@ -30,7 +31,7 @@ from service.errors import (
     ProblemKind,
     quote,
 )
-from service.inspection import INSPECTION_PROBLEMS, Submission, admit, held, in_pool, inspect, service_of, timed
+from service.inspection import Submission, in_pool, inspect, service_of, timed
 from service.oip_codec import (
     BYTES,
     FP32,

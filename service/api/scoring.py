@@ -14,6 +14,7 @@ from pydantic import Field
 
 from models.explanation import Method
 from models.geometry import Box
+from service.admission import INSPECTION_PROBLEMS
 from service.answers import Score, score_of
 from service.errors import (
     INVALID_REQUEST,
@@ -24,7 +25,7 @@ from service.errors import (
     UPLOAD_TOO_LARGE,
     problem_responses,
 )
-from service.inspection import INSPECTION_PROBLEMS, Inspection, Service, in_pool, service_of, timed
+from service.inspection import Inspection, Service, in_pool, service_of, timed
 from service.rendering import (
     DEFAULT_OPACITY,
     SCALE_END,

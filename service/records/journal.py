@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SEGMENT = re.compile(r"(\d{12})\.jsonl")
-_SEGMENT_BYTES = 4 * 2**20
+_SEGMENT_BYTES = 4 * 2**20  # at most; of a small journal a quarter, for a file is deleted only when it is done with
+_LONG_LINE_BYTES = 64 * 2**10  # a record with very many regions
 _READ_BYTES = 2**20
 
 
@@ -62,6 +63,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._limit = limit
+        self._segment_bytes = min(_SEGMENT_BYTES, limit // 4)
         self._lock = threading.Lock()
         self._held = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -88,6 +90,15 @@ class Journal:
         """Bytes of all files."""
         return self._total
 
+    def check(self) -> None:
+        """See that there is room for another line, even a long one.
+
+        Raises:
+            JournalError: there may be none.
+        """
+        if self._total + _LONG_LINE_BYTES > self._limit:
+            raise self._full()
+
     def append(self, line: bytes) -> None:
         """Add a line, which holds no line break.
 
@@ -97,7 +108,7 @@ class Journal:
         data = line + b"\n"
         with self._lock:
             if self._total + len(data) > self._limit:
-                raise JournalError(f"the journal is full: {self._limit} bytes wait for the database")
+                raise self._full()
             try:
                 descriptor = self._writable()
                 segment = self._segments[-1]
@@ -133,7 +144,7 @@ class Journal:
             self.committed += lines.passed
             first = self._segments[0]
             done = self._read_to == first.size
-            if not done or (len(self._segments) == 1 and self._file is not None and first.size < _SEGMENT_BYTES):
+            if not done or (len(self._segments) == 1 and self._file is not None and first.size < self._segment_bytes):
                 return
             if len(self._segments) == 1:
                 self._close_file()
@@ -158,8 +169,11 @@ class Journal:
             self._close_file()
             os.close(self._held)
 
+    def _full(self) -> JournalError:
+        return JournalError(f"the journal is full: {self._total} of {self._limit} bytes wait for the database")
+
     def _writable(self) -> int:
-        if self._file is not None and self._segments[-1].size >= _SEGMENT_BYTES:
+        if self._file is not None and self._segments[-1].size >= self._segment_bytes:
             self._close_file()
         if self._file is None:
             path = self._folder / f"{self._number + 1:012}.jsonl"

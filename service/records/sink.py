@@ -88,6 +88,18 @@ class Records:
         self._journal.close()
         self.database.close()
 
+    def check(self) -> None:
+        """Refuse an image before it costs work, where its inspection could not be recorded.
+
+        Raises:
+            ProblemError: so.
+        """
+        if self._required:
+            try:
+                self._journal.check()
+            except JournalError as error:
+                raise self._refused(error) from error
+
     async def take(self, inspection: Inspection) -> None:
         """Record an inspection, so that it outlives this process.
 
@@ -97,10 +109,9 @@ class Records:
         try:
             self._journal.append(record_of(inspection).model_dump_json().encode())
         except JournalError as error:
-            self._telemetry.record_failures.labels("journal").inc()
             if self._required:
-                detail = f"the inspection cannot be recorded, so it is not answered: {error}"
-                raise ProblemError(RECORDS_UNAVAILABLE, detail, {"Retry-After": _RETRY_AFTER_S}) from error
+                raise self._refused(error) from error
+            self._telemetry.record_failures.labels("journal").inc()
             _log.error("inspection not recorded", extra={"fields": {"id": inspection.id, "reason": str(error)}})
             return
         self.pictures.take(inspection)
@@ -122,6 +133,11 @@ class Records:
             _log.error("records not read", extra={"fields": {"reason": str(error)}})
             detail = "the records database cannot be used now; what is inspected is kept until it can; retry then"
             raise ProblemError(RECORDS_UNAVAILABLE, detail, {"Retry-After": _RETRY_AFTER_S}) from error
+
+    def _refused(self, error: JournalError) -> ProblemError:
+        self._telemetry.record_failures.labels("journal").inc()
+        detail = f"the inspection cannot be recorded, so it is not answered: {error}"
+        return ProblemError(RECORDS_UNAVAILABLE, detail, {"Retry-After": _RETRY_AFTER_S})
 
     def _migrate(self) -> bool:
         try:

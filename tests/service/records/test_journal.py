@@ -97,7 +97,7 @@ def test_the_limit_counts_all_files_and_frees_what_was_committed(
     journal = Journal(tmp_path, 100)
     for _ in range(10):
         journal.append(b"123456789")
-    with pytest.raises(JournalError, match="full: 100 bytes"):
+    with pytest.raises(JournalError, match="full: 100 of 100 bytes"):
         journal.append(b"")
     assert journal.size == sum(path.stat().st_size for path in files(tmp_path)) == 100
     assert len(drain(journal)) == 10
@@ -128,3 +128,12 @@ def test_a_line_that_the_disk_takes_half_of_is_taken_back(tmp_path: Path) -> Non
         signal.signal(signal.SIGXFSZ, handler)
     journal.append(b"c" * 99)
     assert drain(journal) == [b"a" * 99, b"c" * 99]
+
+
+def test_a_small_journal_is_not_full_for_ever(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal", 1000)
+    for _ in range(100):
+        journal.append(b"x" * 30)
+        drain(journal)
+    assert journal.size <= 500
+    journal.close()

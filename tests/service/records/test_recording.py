@@ -79,8 +79,10 @@ def test_a_full_journal_is_not_answered(serve: Serve, models: Path, records: Pat
         refused = score(client)
         assert_problem(refused, 503, "records-unavailable", "journal is full")
         assert refused.headers["retry-after"] == "5"
-        assert metrics(client)['plumbline_record_failures_total{at="journal"}'] == 1
-        assert metrics(client)["plumbline_records_database_up"] == 0
+        after = metrics(client)
+        assert after['plumbline_record_failures_total{at="journal"}'] == 1
+        assert after["plumbline_records_database_up"] == 0
+        assert not any(name.startswith("plumbline_verdicts_total") for name in after)  # it cost no work
     with serve(models, **options, records_required=False) as client:
         assert score(client).status_code == 200
         assert metrics(client)['plumbline_record_failures_total{at="journal"}'] == 1
