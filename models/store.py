@@ -239,7 +239,9 @@ class ModelStore:
         Raises:
             StoreReadOnly: this process may not write to the category.
         """
-        if version is not None:
+        if version is None:
+            self.versions(category)
+        else:
             self.folder(category, version)
         with self._lock(category):
             self._point(category, _SHADOW, version)

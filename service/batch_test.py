@@ -73,6 +73,10 @@ class BatchTest:
             return None
         return partial(compare, self._kept, np.stack(self._batch), self._random)
 
+    def abandon(self) -> None:
+        """Forget a full batch whose comparison failed: the next one is compared with those before it."""
+        self._batch.clear()
+
     def settle(self, outcome: BatchOutcome) -> float:
         """Take what the comparison gave; gives the evidence after it."""
         self._batch.clear()

@@ -143,6 +143,10 @@ class Monitor:
         self._embeddings.settle(outcome)
         self.watches["embeddings"].look(datetime.now(UTC))
 
+    def abandon(self) -> None:
+        """Go on where it could not be computed."""
+        self._embeddings.abandon()
+
     def _observe(self, name: str, test: NumberTest, number: float, time: datetime) -> None:
         watch = self.watches[name]
         if not watch.over:
@@ -194,6 +198,7 @@ class Drift(Collector):
         try:
             monitor.settle(await asyncio.to_thread(compare))
         except Exception:  # nobody waits for this task
+            monitor.abandon()
             _log.exception("embeddings not compared", extra={"fields": {"category": monitor.category}})
 
     def monitor(self, category: str) -> Monitor:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from service.loader import Key
+from service.loader import Key, Served
 from service.telemetry import Telemetry
 
 _log = logging.getLogger("plumbline.registry")
@@ -79,13 +79,22 @@ class Entries(dict[str, Entry]):
             if version is not None
         }
 
-    def serve(self, entry: Entry, version: int) -> None:
-        """The swap: from here on requests are given this version, which is in memory."""
+    def serve(self, entry: Entry, served: Served, before: Served | None) -> None:
+        """The swap: from here on requests are given this version, which is in memory.
+
+        Args:
+            before: the one in whose place it comes.
+        """
+        version = served.version
+        fields = {"category": entry.name, "version": version, "before": entry.served}
         if entry.served != version or entry.problem is not None:
             if entry.served not in (None, version):
                 self._telemetry.model_swaps.labels(entry.name).inc()
-            fields = {"category": entry.name, "version": version, "before": entry.served}
             _log.info("model active", extra={"fields": fields})
+        if before is not None and before.version != version:
+            regions = [one.operation.region_of_interest for one in (before, served)]
+            if regions[0] != regions[1]:  # each version has its own, and a mask that was set for the camera is not here
+                _log.warning("the region of interest is another one with this version", extra={"fields": fields})
         entry.version, entry.state, entry.problem = version, CategoryState.READY, None
         if entry.shadow == version:
             entry.shadow = None

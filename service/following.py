@@ -112,8 +112,9 @@ class Follower:
             if entry.state is not CategoryState.READY:
                 entry.version = version
             with entry.arriving(version):
-                await self._loader.load(entry.name, version)
-                self._entries.serve(entry, version)
+                served = await self._loader.load(entry.name, version)
+                before = None if entry.served is None else self._loader.loaded(entry.name, entry.served)
+                self._entries.serve(entry, served, None if before is None else before.served)
             return
         except LoadError as error:
             problem = f"version {version} could not be loaded: {error}"

@@ -325,9 +325,9 @@ class Registry:
         async with entry.changing:
             with _problems(entry.name, version), entry.arriving(version):
                 await asyncio.to_thread(self._store.check_writable, entry.name)
-                await self.loader.load(entry.name, version, retry=True)
+                served = await self.loader.load(entry.name, version, retry=True)
                 await asyncio.to_thread(self._store.activate, entry.name, version, author=author, rollback=rollback)
-                self._entries.serve(entry, version)
+                self._entries.serve(entry, served, self._in_memory(entry.name, entry.served))
         self._entries.tell(entry)
 
     def _entry(self, name: str) -> Entry:

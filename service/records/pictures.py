@@ -38,6 +38,7 @@ _KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".bmp": "image/bmp", ".tif"
 _SIGNATURES = ((b"\x89PNG", ".png"), (b"\xff\xd8", ".jpg"), (b"BM", ".bmp"), (b"RIFF", ".webp"))
 
 _PENDING_BYTES = 256 * 2**20  # of what waits to be written, decoded
+_PENDING_SHARE = 4  # of the bytes that the service holds, at most one in so many: a slow disk must not refuse images
 _SWEEP_EVERY_S = 3600.0
 _SWEPT_SHARE = 0.95  # of the bytes allowed, so that not every picture has the folder searched
 _STOP_S = 10.0
@@ -94,8 +95,9 @@ class Pictures:
         if rule == "none" or (rule == "defective" and inspection.prediction.verdict is Verdict.GOOD):
             return
         size = _size(inspection)
+        most = min(_PENDING_BYTES, self._settings.queue_bytes // _PENDING_SHARE)
         with self._lock:
-            if self._pending > 0 and self._pending + size > _PENDING_BYTES:
+            if self._pending > 0 and self._pending + size > most:
                 self._telemetry.pictures.labels("busy").inc()
                 return
             self._pending += size

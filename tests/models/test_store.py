@@ -191,6 +191,7 @@ def test_no_other_name_reaches_a_file(kept: ModelStore, name: str) -> None:
         lambda: kept.shadow(name),
         lambda: kept.activations(name),
         lambda: kept.set_shadow(name, 1),
+        lambda: kept.set_shadow(name, None),
         lambda: kept.stamp(name, 1),
         lambda: kept.folder(name, 1),
         lambda: kept.activate(name, 1),

@@ -75,3 +75,15 @@ def test_a_change_is_found_within_a_few_batches(reference: int) -> None:
 def test_vectors_that_are_all_the_same_are_no_change() -> None:
     test = BatchTest(np.ones((20, 4), np.float32), 0)
     assert max(feed(test, np.ones((BATCH, 4), np.float32)) for _ in range(5)) < 100
+
+
+def test_a_comparison_that_failed_does_not_end_the_test() -> None:
+    random = np.random.default_rng(5)
+    test = BatchTest(vectors(random, 20), 5)
+    jobs = [test.add(vector) for vector in vectors(random, BATCH)]
+    assert jobs[-1] is not None
+    test.abandon()
+    jobs = [test.add(vector) for vector in vectors(random, BATCH)]
+    assert jobs[-1] is not None
+    test.settle(jobs[-1]())
+    assert test.capital.count == 1

@@ -151,6 +151,35 @@ def test_what_is_not_there_is_told(client: httpx.Client) -> None:
 # --- the region of interest -----------------------------------------------------------------------------------------
 
 
+def test_a_version_with_another_region_of_interest_is_warned_of(
+    serve: Serve, store: ModelStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.publish(CATEGORY, make_detector(random_seed=1).save, activate=False)
+    store.publish(CATEGORY, make_detector(random_seed=2).save, activate=False)
+
+    def warnings() -> list[dict[str, Any]]:
+        records = [record for record in caplog.records if "region of interest is another" in record.message]
+        return [vars(record)["fields"] for record in records]
+
+    with serve(store.root) as client:
+        assert client.post(f"{PLATE}/activate", json={"version": 2}).status_code == 200
+        assert client.put(REGION, content=encode(mask(left=True)), headers=PNG).status_code == 200
+        assert warnings() == []
+        assert client.post(f"{PLATE}/rollback").status_code == 200
+        assert warnings() == [{"category": CATEGORY, "version": 1, "before": 2}]
+        assert score(client)["verdict"] == "defective"
+        for version in (1, 3):  # for a version before it is active
+            answer = client.put(REGION, params={"version": version}, content=encode(mask(left=True)), headers=PNG)
+            assert answer.status_code == 200, answer.text
+        store.activate(CATEGORY, 3)  # by another process
+        wait_until(lambda: score(client)["version"] == 3)
+        assert len(warnings()) == 1
+        store.activate(CATEGORY, 2)
+        assert client.delete(REGION).status_code == 200
+        wait_until(lambda: score(client)["version"] == 2)
+        assert warnings()[1:] == [{"category": CATEGORY, "version": 2, "before": 3}]
+
+
 def test_outside_the_region_of_interest_nothing_counts(serve: Serve, store: ModelStore) -> None:
     with serve(store.root) as client:
         everywhere = score(client)

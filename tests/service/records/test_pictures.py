@@ -5,12 +5,17 @@ from __future__ import annotations
 import io
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
+from service.records.pictures import Pictures
+from service.settings import load_settings
+from service.telemetry import Telemetry
 from tests.service.conftest import Serve
 from tests.service.records.support import metrics, score, send
 from tests.service.support import HEIGHT, WIDTH, assert_problem, encode, part, wait_until
@@ -118,3 +123,14 @@ def test_a_folder_that_takes_no_picture_is_counted(serve: Serve, models: Path, r
         outcome(client, "failed", 1)
         assert score(client, defective=True).status_code == 200
         outcome(client, "failed", 2)
+
+
+def test_what_waits_to_be_written_leaves_room_for_images(models: Path, records: Path) -> None:
+    """What waits counts as held by the service, which refuses images where too much is."""
+    telemetry = Telemetry()
+    pictures = Pictures(records, load_settings(models=models, queue_bytes=4000, keep_images="all"), telemetry)
+    submission = SimpleNamespace(data=b"x" * 100)
+    waiting: Any = SimpleNamespace(submission=submission, image=np.zeros((10, 10, 3), np.uint8), shadow_of=None)
+    for _ in range(5):
+        pictures.take(waiting)  # its thread has not begun
+    assert telemetry.registry.get_sample_value("plumbline_pictures_total", {"outcome": "busy"}) == 3
