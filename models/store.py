@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,13 +26,20 @@ from typing import Any
 
 from models.activations import Activation, previous, read_activations, rendered, system_user
 from models.artifact import ArtifactError, sync_folder, sync_tree, verify
+from models.store_files import (
+    NAME,
+    make_read_only,
+    numbers_in,
+    read_pointer,
+    read_record,
+    record_text,
+    remove,
+    write_file,
+)
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}")
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _STAGING = ".staging"
 _ACTIVE, _SHADOW = "active", "shadow"
 _ADVICE = {_ACTIVE: "activate", _SHADOW: "choose as shadow"}
-_LONGEST_POINTER = 20  # bytes: more than a number and its newline take
 
 
 class StoreError(Exception):
@@ -78,7 +83,7 @@ class RecordExists(StoreError):
 
 def check_category_name(category: str) -> None:
     """Raise InvalidCategoryName for a name that no category may have, before any work is spent on it."""
-    if not _NAME.fullmatch(category):
+    if not NAME.fullmatch(category):
         raise InvalidCategoryName(
             f"{category!r} is no category name: use 1 to 64 of a-z, A-Z, 0-9, '-' and '_', a letter or digit first"
         )
@@ -101,7 +106,7 @@ class ModelStore:
         """The categories that have at least one version, sorted."""
         if not self.root.is_dir():
             raise StoreNotFound(f"there is no model store at {self.root}; name the folder that models are published to")
-        names = [entry.name for entry in self.root.iterdir() if _NAME.fullmatch(entry.name)]
+        names = [entry.name for entry in self.root.iterdir() if NAME.fullmatch(entry.name)]
         return sorted(name for name in names if self._published(name))
 
     def versions(self, category: str) -> list[int]:
@@ -187,12 +192,12 @@ class ModelStore:
             ValueError: as ``record``.
         """
         check_category_name(category)
-        texts = {name: _record_text(name, payload) for name, payload in (records or {}).items()}
+        texts = {name: record_text(name, payload) for name, payload in (records or {}).items()}
         versions = self._versions(category)
         self._make_folder(versions)
         staging = versions / _STAGING
         with self._lock(category):
-            _remove(staging)
+            remove(staging)
             version = self._next_version(category)
             staging.mkdir()
             try:
@@ -203,7 +208,7 @@ class ModelStore:
                         f"the manifest is that of {manifest.category!r} version {manifest.version}, "
                         f"published as {category!r} version {version}"
                     )
-                _make_read_only(staging)
+                make_read_only(staging)
                 sync_tree(staging)
                 for name, text in texts.items():
                     self._write_record(category, version, name, text)
@@ -269,7 +274,7 @@ class ModelStore:
             ValueError: the name does not follow the rule of category names, or JSON cannot express the payload.
         """
         self.folder(category, version)
-        text = _record_text(name, payload)
+        text = record_text(name, payload)
         with self._lock(category):
             if not replace and self._record(category, version, name).exists():
                 raise RecordExists(f"{category!r} version {version} has a record {name!r} already")
@@ -285,8 +290,8 @@ class ModelStore:
         folder = self._records(category, version)
         if not self._is_own_folder(folder):
             return {}
-        paths = [path for path in sorted(folder.glob("*.json")) if _NAME.fullmatch(path.stem)]
-        return {path.stem: _read_record(path) for path in paths if path.is_file() and not path.is_symlink()}
+        paths = [path for path in sorted(folder.glob("*.json")) if NAME.fullmatch(path.stem)]
+        return {path.stem: read_record(path) for path in paths if path.is_file() and not path.is_symlink()}
 
     def record_names(self, category: str, version: int) -> list[str]:
         """The names of a version's records, none of them read."""
@@ -294,13 +299,13 @@ class ModelStore:
         folder = self._records(category, version)
         if not self._is_own_folder(folder):
             return []
-        return [path.stem for path in sorted(folder.glob("*.json")) if _NAME.fullmatch(path.stem)]
+        return [path.stem for path in sorted(folder.glob("*.json")) if NAME.fullmatch(path.stem)]
 
     def _write_record(self, category: str, version: int, name: str, text: str) -> Path:
         """Put a record in its place; the caller holds the category's lock."""
         path = self._record(category, version, name)
         self._make_folder(path.parent)
-        _replace(path, text)
+        write_file(path, text)
         return path
 
     def _category(self, category: str) -> Path:
@@ -319,7 +324,7 @@ class ModelStore:
         folder = self._versions(category)
         if not self._is_own_folder(folder):
             return []
-        return sorted(number for number in _numbers(folder) if self._is_own_folder(folder / str(number)))
+        return sorted(number for number in numbers_in(folder) if self._is_own_folder(folder / str(number)))
 
     def _history(self, category: str) -> Path:
         return self._category(category) / "activations.json"
@@ -336,25 +341,7 @@ class ModelStore:
         return version
 
     def _pointer(self, category: str, name: str) -> int | None:
-        path = self._category(category) / name
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                content = os.read(descriptor, _LONGEST_POINTER)
-            finally:
-                os.close(descriptor)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise ArtifactError(
-                f"{path} cannot be read: {error.strerror}; remove it, then {_ADVICE[name]} a version"
-            ) from error
-        text = content.decode("ascii", errors="replace")
-        if not _NUMBER.fullmatch(text.removesuffix("\n")):
-            raise ArtifactError(
-                f"{path} should hold a version's number, but begins {text!r}; {_ADVICE[name]} a version again"
-            )
-        return int(text)
+        return read_pointer(self._category(category) / name, f"{_ADVICE[name]} a version")
 
     def _activate(self, category: str, version: int, author: str | None, *, rollback: bool = False) -> None:
         history = read_activations(self._history(category))
@@ -368,7 +355,7 @@ class ModelStore:
         if [entry.version for entry in history[-1:]] != [version]:
             now, author = datetime.now(UTC), author or system_user()
             history.append(Activation(version=version, time=now, author=author, rollback=rollback))
-            _replace(self._history(category), rendered(history))
+            write_file(self._history(category), rendered(history))
         with suppress(ArtifactError):
             if self._pointer(category, _SHADOW) == version:
                 self._point(category, _SHADOW, None)
@@ -379,11 +366,11 @@ class ModelStore:
             path.unlink(missing_ok=True)
             sync_folder(path.parent)
         else:
-            _replace(path, f"{version}\n")
+            write_file(path, f"{version}\n")
 
     def _next_version(self, category: str) -> int:
         # A version deleted by hand leaves records and the pointer: given again, its number would inherit both.
-        taken = _numbers(self._versions(category)) | _numbers(self._category(category) / "records")
+        taken = numbers_in(self._versions(category)) | numbers_in(self._category(category) / "records")
         with suppress(ArtifactError):  # a damaged pointer is no reason not to publish
             taken.add(self._pointer(category, _ACTIVE) or 0)
         return max(taken, default=0) + 1
@@ -432,57 +419,3 @@ def _identity(status: os.stat_result) -> tuple[int, int, int]:
 
 def _read_only(folder: Path) -> StoreReadOnly:
     return StoreReadOnly(f"this process may not write to {folder}; do it as a user, on a machine, that may")
-
-
-def _numbers(folder: Path) -> set[int]:
-    if not folder.is_dir():
-        return set()
-    return {int(entry.name) for entry in folder.iterdir() if _NUMBER.fullmatch(entry.name)}
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _make_read_only(folder: Path) -> None:
-    """Make every file readable to all and writable to none; folders keep theirs, so that a version can be deleted.
-
-    Some writers leave a file to its owner alone, but who serves is another user than who trained.
-    """
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o444)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old text or the new; the caller holds the category's lock."""
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    with new.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    sync_folder(path.parent)
-
-
-def _record_text(name: str, payload: Mapping[str, Any]) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no record name: use 1 to 64 of a-z, A-Z, 0-9, '-' and '_'")
-    try:
-        return json.dumps(payload, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"record {name!r} is not JSON: {error}") from error
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"record {path} is damaged ({error}); write it again") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"record {path} is damaged (not a JSON object); write it again")
-    return content
