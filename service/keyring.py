@@ -36,7 +36,9 @@ class Keyring:
         self._seal = seal
         self._stamp = _stamp(path)
         self._keys = by_id(read_keys(path))
-        self._secrets = self._opened(self._keys)
+        self._secrets, faults = self._opened(self._keys)
+        if faults:
+            raise faults[0]
         if not self._keys:
             raise KeysError(f"{path} holds no key; make one: plumbline keys create NAME --scope score --keys {path}")
 
@@ -80,27 +82,36 @@ class Keyring:
         if (stamp := _stamp(self._path)) == self._stamp:
             return
         before, after = self._keys, by_id(read_keys(self._path))
-        self._secrets = self._opened(after)
+        self._secrets, faults = self._opened(after)
         self._keys, self._stamp = after, stamp
+        for fault in faults:  # the others are as the file says, those that were revoked above all
+            _log.error("key not accepted", extra={"fields": {"reason": str(fault)}})
         changed = sorted(id for id in before.keys() | after.keys() if before.get(id) != after.get(id))
         accepted = sum(record.obstacle() is None for record in after.values())
         _log.info("keys changed", extra={"fields": {"keys": changed, "accepted": accepted}})
 
-    def _opened(self, keys: dict[str, BearerKey | AwsKey]) -> dict[str, tuple[KeyRecord, str]]:
+    def _opened(self, keys: dict[str, BearerKey | AwsKey]) -> tuple[dict[str, tuple[KeyRecord, str]], list[KeysError]]:
+        """The secrets of keys that requests are signed with, and why others could not be opened."""
         opened: dict[str, tuple[KeyRecord, str]] = {}
+        faults: list[KeysError] = []
         for key in keys.values():
-            if not isinstance(key, AwsKey):
-                continue
-            if self._seal is None:
-                raise KeysError(
-                    f"{self._path} has keys of the kind aws, whose secrets are encrypted; set PLUMBLINE_SECRET_KEY or "
-                    "PLUMBLINE_SECRET_KEY_FILE (--secret-key-file)"
-                )
-            try:
-                opened[key.access_key_id] = key, self._seal.open(key.sealed_secret)
-            except SettingsError as error:
-                raise KeysError(f"the secret of key {key.id} in {self._path} cannot be decrypted: {error}") from error
-        return opened
+            if isinstance(key, AwsKey):
+                try:
+                    opened[key.access_key_id] = key, self._secret(key)
+                except KeysError as fault:
+                    faults.append(fault)
+        return opened, faults
+
+    def _secret(self, key: AwsKey) -> str:
+        if self._seal is None:
+            raise KeysError(
+                f"{self._path} has keys of the kind aws, whose secrets are encrypted; set PLUMBLINE_SECRET_KEY or "
+                "PLUMBLINE_SECRET_KEY_FILE (--secret-key-file)"
+            )
+        try:
+            return self._seal.open(key.sealed_secret)
+        except SettingsError as error:
+            raise KeysError(f"the secret of key {key.id} in {self._path} cannot be decrypted: {error}") from error
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -181,6 +182,26 @@ class TestSealing:
         file.write_text(json.dumps(content))
         with pytest.raises(KeysError, match=f"secret of key {record.id} in .* cannot be decrypted"):
             Keyring(file, seal)
+
+    def test_a_key_that_cannot_be_opened_keeps_no_other_from_being_revoked(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Somebody makes a key of the kind aws, of which this service has no secret key."""
+        record, key = create_key(file, "line-3", (Scope.SCORE,))
+        keyring = Keyring(file)
+        monkeypatch.setattr("service.keyring._REFRESH_S", 0.01)
+
+        async def follow() -> None:
+            async with keyring.followed():
+                sealed, _ = create_aws_key(file, "old line", (Scope.SCORE,), Seal(new_secret_key(), "there"))
+                revoke_key(file, record.id)
+                async with asyncio.timeout(60):
+                    while (found := keyring.find(key)) is None or found.revoked is None:
+                        await asyncio.sleep(0.01)
+                assert keyring.secret(sealed.access_key_id) is None
+
+        asyncio.run(follow())
+        assert any("PLUMBLINE_SECRET_KEY" in str(getattr(entry, "fields", "")) for entry in caplog.records)
 
     def test_secret_key_in_a_file(self, tmp_path: Path) -> None:
         path = tmp_path / "secret.key"
