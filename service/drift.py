@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple, Self
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,7 @@ class Monitor:
         point, calibration_set = served.point, served.detector.calibration_set
         self.category = served.category
         self.key = key_of(served)
+        self._detector = ref(served.detector)
         self.limit = point.image_threshold if point.review_band is None else point.review_band[0]
         self.calibration = served.detector.calibration_for(served.operation.region_of_interest).image_scores
         below = self.calibration < self.limit
@@ -121,6 +123,10 @@ class Monitor:
     def squared_mmd(self) -> float | None:
         """Between the latest batch of embeddings and those before; None where no batch was full yet."""
         return self._embeddings.squared_mmd
+
+    def watches_over(self, served: Served) -> bool:
+        """Whether it is this version, and no other that was published under the same numbers."""
+        return self.key == key_of(served) and self._detector() is served.detector
 
     def take(self, inspection: Inspection) -> Callable[[], BatchOutcome] | None:
         """Take one inspection of the version; gives what is to be computed for ``settle``, where a batch is full."""
@@ -191,7 +197,7 @@ class Drift(Collector):
             monitor = self.monitor(inspection.served.category)
         except ProblemError:  # the category is gone, or no longer ready
             return
-        if monitor.key == key_of(inspection.served) and (compare := monitor.take(inspection)) is not None:
+        if monitor.watches_over(inspection.served) and (compare := monitor.take(inspection)) is not None:
             self._comparing[monitor.category] = asyncio.create_task(self._compare(monitor, compare))
 
     async def _compare(self, monitor: Monitor, compare: Callable[[], BatchOutcome]) -> None:
@@ -209,7 +215,7 @@ class Drift(Collector):
         """
         served = self._registry.active(category)
         monitor = self._monitors.get(category)
-        if monitor is None or monitor.key != key_of(served):
+        if monitor is None or not monitor.watches_over(served):
             monitor = self._monitors[category] = Monitor(served, self._settings)
         return monitor
 
@@ -238,7 +244,9 @@ class Drift(Collector):
         rejected = GaugeMetricFamily(
             "plumbline_rejected_share", "Share of the latest inspections not accepted.", labels=("category",)
         )
-        for category, monitor in list(self._monitors.items()):
+        for category in self._monitors.keys() - {known.name for known in self._registry.categories()}:
+            del self._monitors[category]
+        for category, monitor in self._monitors.items():
             for name, watch in monitor.watches.items():
                 state.add_metric((category, name), _STATES.index(watch.state))
                 evidence.add_metric((category, name), watch.capital.evidence)

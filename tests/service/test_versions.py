@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from models.artifact import verify
@@ -201,10 +202,13 @@ def test_the_store_is_followed(serve: Serve, store: ModelStore, detectors: list[
         store.publish("cable", make_detector("cable").save)
         wait_until(lambda: "cable" in client.get("/v1/categories").text and shown(client, "cable")["state"] == "ready")
         assert score(client, category="cable")["version"] == 1
+        watched = 'plumbline_drift_state{category="cable"'
+        assert watched in client.get("/metrics").text
         shutil.rmtree(store.root / "cable")
         wait_until(lambda: client.get("/v1/categories/cable").status_code == 404)
         assert_problem(ask(client, category="cable"), 404, "unknown-category")
         assert metric(client, "plumbline_model_loaded", category="cable") == 0
+        assert watched not in client.get("/metrics").text
         # A version that is not served goes with its folder; its number does not come back.
         shutil.rmtree(store.folder(CATEGORY, 3))
         wait_until(lambda: states(client).keys() == {1, 2, 4} and metric(client, "plumbline_model_loaded") == 2)
@@ -222,6 +226,9 @@ def test_a_category_that_was_made_anew_under_the_same_numbers(
         (other.root / CATEGORY).rename(store.root / CATEGORY)
         wait_until(lambda: client.get(PLATE).is_success and ask(client).is_success)
         wait_until(lambda: bool(score(client)["image_score"] == pytest.approx(scores[2], rel=1e-5)))
+        drift = client.get(f"{PLATE}/drift").json()["quantiles"]
+        calibration = np.quantile(detectors[1].calibration.image_scores, drift["levels"])
+        assert drift["calibration"] == pytest.approx(calibration.tolist())
 
 
 def test_a_version_published_corrupt_is_refused_and_the_old_one_goes_on(
