@@ -95,10 +95,11 @@ class RequestMiddleware:
             reason := "client-left" if status == CLIENT_CLOSED_REQUEST else request.state.log.get("problem")
         ) is not None:
             self._telemetry.rejects.labels(reason).inc()
+        path = request.scope["path"]  # that of request.url is without control characters
         fields: dict[str, Any] = {
             "id": str(request.state.id),
             "method": request.method,
-            "path": request.url.path[:_LONGEST_PATH],
+            "path": path[:_LONGEST_PATH],
             "address": None if request.client is None else request.client.host,
             "status": status,
             "ms": round(1000 * seconds, 3),
@@ -106,7 +107,7 @@ class RequestMiddleware:
         }
         if getattr(request.state, "audited", False):
             _audit.info("change", extra={"fields": fields})
-        level = logging.DEBUG if request.url.path in PROBES else logging.INFO
+        level = logging.DEBUG if path in PROBES else logging.INFO
         _log.log(level, "request", extra={"fields": fields})
 
 

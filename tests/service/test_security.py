@@ -142,6 +142,15 @@ def test_caller_is_in_the_log(locked: httpx.Client, keys: dict[str, str], caplog
     assert getattr(caplog.records[-1], "fields", {})["caller"] == "a-score"
 
 
+def test_the_path_is_in_the_log_as_it_came(locked: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    """Not without what a parser of URLs leaves out: the audit log would name a category that nobody asked for."""
+    caplog.set_level("INFO", "plumbline")
+    locked.delete(f"/v1/categories/{CATEGORY[:2]}%0A{CATEGORY[2:]}/drift")
+    wait_until(lambda: len(caplog.records) >= 2)
+    told = {getattr(entry, "fields", {}).get("path") for entry in caplog.records}
+    assert told == {f"/v1/categories/{CATEGORY[:2]}\n{CATEGORY[2:]}/drift"}
+
+
 def test_key_in_the_query_is_no_key(locked: httpx.Client, keys: dict[str, str]) -> None:
     """It would stand in the logs of every proxy."""
     response = locked.post(SCORE, params={"key": keys["score"]}, content=encode(part(0)), headers=BYTES)
