@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+# Processes that the tests are spread over, one thread of torch each.
+WORKERS ?= 2
 SOAK_SECONDS ?= 1800
 
 BIN := $(VENV)/bin
@@ -17,7 +19,7 @@ demo: $(STAMP)  ## synthesise a product, learn it, serve it, score two parts; AR
 	$(BIN)/plumbline demo $(ARGS)
 
 test: check  ## everything CI runs: the checks below, then the tests; ARGS goes to pytest
-	$(BIN)/pytest -rs $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -rs -n $(WORKERS) --dist worksteal $(ARGS)
 
 fuzz: $(STAMP)  ## 10,000 mutated images and many requests of every kind, 20 minutes
 	PLUMBLINE_FUZZ_IMAGES=10000 PLUMBLINE_FUZZ_EXAMPLES=200 $(BIN)/pytest -s --timeout 3600 \
