@@ -181,7 +181,7 @@ def test_images_wait_for_others_where_they_are_told_to(serve: Serve, models: Pat
 
 
 def test_the_default_deadline_is_that_of_the_settings(models: Path) -> None:
-    settings = load_settings(models=models)
+    settings = load_settings(models=models, records="none")
     assert (settings.request_timeout_s, settings.batch_wait_ms) == (10, 0)
     document = asyncio.run(asyncio.to_thread(create_app(settings).openapi))
     for route in ("score", "heatmap", "explain"):

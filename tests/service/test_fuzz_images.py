@@ -55,9 +55,9 @@ def test_the_corpus_is_the_same_every_time() -> None:
 
 
 @pytest.mark.slow
-def test_mutated_images(models: Path) -> None:
-    limits = {"max_upload_bytes": MAX_UPLOAD_BYTES, "max_pixels": MAX_PIXELS}
-    with served(models, **limits) as service, httpx.Client(base_url=service.url, timeout=120) as client:
+def test_mutated_images(models: Path, tmp_path: Path) -> None:
+    settings = {"max_upload_bytes": MAX_UPLOAD_BYTES, "max_pixels": MAX_PIXELS, "records": tmp_path}
+    with served(models, **settings) as service, httpx.Client(base_url=service.url, timeout=120) as client:
         statuses: Counter[int] = Counter()
         memory = []
         with ThreadPoolExecutor(CLIENTS) as pool:
