@@ -162,6 +162,7 @@ def test_id_of_the_client_is_logged(client: httpx.Client, caplog: pytest.LogCapt
     sent = ["line 3/4711 \"'{}", "a" * 128, "a" * 129, "tab\there", "ü", ""]
     for id in sent:
         client.get("/v1/categories", headers=[(b"x-request-id", id.encode("latin-1"))])
+    wait_until(lambda: len(caplog.records) == len(sent))  # a request is logged once it was answered
     logged = [getattr(record, "fields", {}).get("request_id") for record in caplog.records]
     assert logged == [*sent[:2], None, None, None, None]
 
@@ -171,7 +172,9 @@ def test_address_behind_a_proxy(serve: Serve, models: Path, caplog: pytest.LogCa
     forwarded = {"X-Forwarded-For": "192.0.2.9"}
     for proxies, address in (("", "127.0.0.1"), ("192.0.2.0/24", "127.0.0.1"), ("127.0.0.0/8", "192.0.2.9")):
         with serve(models, loaded=False, trusted_proxies=proxies) as client:
+            caplog.clear()
             client.get("/v1/categories", headers=forwarded)
+            wait_until(lambda: bool(caplog.records))
             assert getattr(caplog.records[-1], "fields", {})["address"] == address
     with pytest.raises(SettingsError, match=r"PLUMBLINE_TRUSTED_PROXIES .*'proxy' is neither"):
         load_settings(models=models, trusted_proxies="proxy")
