@@ -13,7 +13,7 @@ from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE
 
-FILES = {"encoder.safetensors", "density.safetensors", "bank.faiss", "calibration.safetensors"}
+FILES = {"encoder.safetensors", "density.safetensors", "bank.faiss", "calibration.safetensors", "validity.safetensors"}
 
 
 @pytest.fixture
