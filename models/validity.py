@@ -61,7 +61,7 @@ class Validity:
         whole image's summary as well, is not taken for another product.
 
         Args:
-            references: (n, D) summaries of good images, n at least 2.
+            references: (n, D) summaries of good images; of one alone both distances count alike.
             calibration: (m, D) of good images that nothing else has touched.
             blank: (b, D) of frames that show nothing.
         """
@@ -184,7 +184,9 @@ def _squared(references: Floats, query: Floats) -> NDArray[np.float64]:
 
 
 def _apart(references: Floats) -> NDArray[np.float64]:
-    """The largest distance of a reference to the nearest other one, by embedding and by layout: (2,)."""
+    """The largest distance of a reference to the nearest other one, by embedding and by layout: (2,), 0 for one."""
+    if len(references) == 1:
+        return np.zeros(2)
     nearest = [
         _squared(np.delete(references, number, axis=0), reference).min(axis=0)
         for number, reference in enumerate(references)
