@@ -72,8 +72,8 @@ class Times(_Answer):
     total: float
 
 
-class Score(_Answer):
-    """One inspection. Scores: higher is more anomalous.
+class _Inspection(_Answer):
+    """What every answer says of its image. Scores: higher is more anomalous.
 
     Attributes:
         operation: number of the version's run-time settings that decided; 0 for its own.
@@ -81,9 +81,6 @@ class Score(_Answer):
         threshold: image scores above it are defective.
         pixel_threshold: the anomaly map's values above it form regions.
         p_value: share of good parts at least as anomalous.
-        invalidity: how far from showing this product at all; above 1 the verdict is invalid.
-        regions: the highest peak first.
-        score_map: score of every window, if asked for.
     """
 
     id: UUID
@@ -94,28 +91,29 @@ class Score(_Answer):
     threshold: float
     pixel_threshold: float
     p_value: float
-    invalidity: float | None = None
     verdict: Verdict
-    regions: tuple[Region, ...]
     image: ImageSize
+
+
+class Score(_Inspection):
+    """One inspection.
+
+    Attributes:
+        invalidity: how far from showing this product at all; above 1 the verdict is invalid.
+        regions: the highest peak first.
+        score_map: score of every window, if asked for.
+    """
+
+    invalidity: float | None = None
+    regions: tuple[Region, ...]
     times: Times
     score_map: list[list[float]] | None = None
 
 
-class _Picture(_Answer):
-    """A PNG and the numbers that came with it, named as in ``Score``."""
+class _Picture(_Inspection):
+    """A PNG and the numbers that came with it."""
 
     png: bytes
-    id: UUID
-    category: str
-    version: int
-    operation: int
-    image_score: float
-    threshold: float
-    pixel_threshold: float
-    p_value: float
-    verdict: Verdict
-    image: ImageSize
 
 
 class Overlay(_Picture):

@@ -59,7 +59,7 @@ class Score(BaseModel):
 def score_of(inspection: Inspection, *, with_map: bool = False) -> Score:
     """The score of an inspection, with the score map if that is asked for."""
     served, prediction = inspection.served, inspection.prediction
-    height, width = inspection.image.shape[:2]
+    width, height = inspection.size
     return Score(
         id=inspection.id,
         category=served.category,
@@ -79,7 +79,7 @@ def score_of(inspection: Inspection, *, with_map: bool = False) -> Score:
 
 
 def _times(inspection: Inspection) -> Times:
-    stages = {stage: round(1000 * seconds, 3) for stage, seconds in inspection.seconds.items()}
+    stages = inspection.milliseconds
     if "explain" in stages:  # the explanation scores as well
         stages["score"] = stages.pop("explain")
     return Times(**stages)

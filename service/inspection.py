@@ -144,6 +144,17 @@ class Inspection:
     def served(self) -> Served:
         return self.submission.served
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image as displayed, in pixels."""
+        height, width = self.image.shape[:2]
+        return width, height
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """``seconds`` as they are told."""
+        return {stage: round(1000 * seconds, 3) for stage, seconds in self.seconds.items()}
+
 
 def service_of(request: Request) -> Service:
     """The service behind a request."""

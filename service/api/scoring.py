@@ -186,7 +186,7 @@ async def explain(category: str, query: Annotated[ExplainQuery, Query()], reques
 
 def _facts(category: str, inspection: Inspection) -> dict[str, object]:
     prediction, operating_point = inspection.prediction, inspection.served.point
-    height, width = inspection.image.shape[:2]
+    width, height = inspection.size
     return {
         "Category": category,
         "Version": inspection.served.version,

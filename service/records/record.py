@@ -55,7 +55,7 @@ def record_of(inspection: Inspection) -> Record:
     """The record of an inspection."""
     submission, served, prediction = inspection.submission, inspection.served, inspection.prediction
     point = served.point
-    height, width = inspection.image.shape[:2]
+    width, height = inspection.size
     low, high = point.review_band or (None, None)
     return Record(
         id=inspection.id,
@@ -80,7 +80,7 @@ def record_of(inspection: Inspection) -> Record:
         caller=submission.caller.name,
         protocol=submission.protocol,
         output=submission.output,
-        times={stage: round(1000 * seconds, 3) for stage, seconds in inspection.seconds.items()},
+        times=inspection.milliseconds,
     )
 
 
