@@ -82,7 +82,7 @@ class CalibrationSet:
         for score_map, content in zip(self.score_maps, self.contents, strict=True):
             scores.append(score_map[peak_window(score_map, geometry, content, region)])
             anomaly_map = upsample(torch.from_numpy(score_map)[None])[0].numpy()
-            maxima.append(_shown(anomaly_map, content)[region.pixels(content)].max())
+            maxima.append(content.crop(anomaly_map)[region.pixels(content)].max())
         return Calibration(np.asarray(scores, np.float64), np.asarray(maxima, np.float64))
 
     def save(self, folder: Path) -> None:
@@ -134,10 +134,6 @@ def calibrate(
         score_maps.append(score_map)
         summaries.append(seen.summaries[0])
         scores.append(score_map[peak_window(score_map, geometry, content)])
-        maxima.append(_shown(anomaly_map, content).max())
+        maxima.append(content.crop(anomaly_map).max())
     made = Calibration(np.asarray(scores, np.float64), np.asarray(maxima, np.float64))
     return CalibrationSet(made, np.stack(score_maps), np.stack(summaries), tuple(contents), inputs)
-
-
-def _shown(anomaly_map: NDArray[np.float32], content: Box) -> NDArray[np.float32]:
-    return anomaly_map[content.y : content.y + content.height, content.x : content.x + content.width]

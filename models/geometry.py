@@ -8,7 +8,12 @@ Source: Sohn et al., ICLR 2021, sections 4.2 and B.
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_Array = TypeVar("_Array", bound=NDArray[Any])
 
 
 class Box(BaseModel):
@@ -20,6 +25,10 @@ class Box(BaseModel):
     y: int = Field(ge=0)
     width: int = Field(gt=0)
     height: int = Field(gt=0)
+
+    def crop(self, values: _Array) -> _Array:
+        """The rectangle of an array (rows, columns, ...); a view."""
+        return values[self.y : self.y + self.height, self.x : self.x + self.width]  # type: ignore[return-value]
 
 
 class ScanGeometry(BaseModel):

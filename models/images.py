@@ -106,8 +106,7 @@ class Placement:
 
     def crop(self, values: _Array) -> _Array:
         """The part of an array over the square, (size, size, ...), that shows the image; a view."""
-        box = self.content
-        return values[box.y : box.y + box.height, box.x : box.x + box.width]  # type: ignore[return-value]
+        return self.content.crop(values)
 
     def map_to_original(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bring a map over the square to the original image's pixels; what lies in the padding is left out.

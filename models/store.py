@@ -123,7 +123,6 @@ class ModelStore:
         Raises:
             ArtifactError: the pointer is damaged, or names a version that is gone.
         """
-        check_category_name(category)
         return self._named(category, _ACTIVE)
 
     def shadow(self, category: str) -> int | None:
@@ -286,20 +285,19 @@ class ModelStore:
         Raises:
             ArtifactError: a record is damaged.
         """
-        self.folder(category, version)
-        folder = self._records(category, version)
-        if not self._is_own_folder(folder):
-            return {}
-        paths = [path for path in sorted(folder.glob("*.json")) if NAME.fullmatch(path.stem)]
+        paths = self._record_paths(category, version)
         return {path.stem: read_record(path) for path in paths if path.is_file() and not path.is_symlink()}
 
     def record_names(self, category: str, version: int) -> list[str]:
         """The names of a version's records, none of them read."""
+        return [path.stem for path in self._record_paths(category, version)]
+
+    def _record_paths(self, category: str, version: int) -> list[Path]:
         self.folder(category, version)
         folder = self._records(category, version)
         if not self._is_own_folder(folder):
             return []
-        return [path.stem for path in sorted(folder.glob("*.json")) if NAME.fullmatch(path.stem)]
+        return [path for path in sorted(folder.glob("*.json")) if NAME.fullmatch(path.stem)]
 
     def _write_record(self, category: str, version: int, name: str, text: str) -> Path:
         """Put a record in its place; the caller holds the category's lock."""

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,19 @@ def make_read_only(folder: Path) -> None:
             path.chmod(0o444)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old text or the new; the caller holds the category's lock."""
+def write_file(path: Path, text: str, mode: int = 0o666, prepare: Callable[[int], None] | None = None) -> None:
+    """Write a file so that a reader finds the old text or the new; the caller holds the lock of its folder.
+
+    Args:
+        mode: of the file, less what the process masks.
+        prepare: is given the new file's descriptor before anything is written.
+    """
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
-    with new.open("x", encoding="utf-8") as file:
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        if prepare is not None:
+            prepare(file.fileno())
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -101,9 +101,10 @@ class Monitor:
         self.key = key_of(served)
         self._detector = ref(served.detector)
         self.limit = point.image_threshold if point.review_band is None else point.review_band[0]
-        self.calibration = served.detector.calibration_for(served.operation.region_of_interest).image_scores
-        below = self.calibration < self.limit
-        self._scores = NumberTest(self.calibration[below].tolist())
+        calibration = served.detector.calibration_for(served.operation.region_of_interest).image_scores
+        self._calibration_quantiles = _quantiles(calibration)
+        below = calibration < self.limit
+        self._scores = NumberTest(calibration[below].tolist())
         self._rejects = NumberTest(())
         self._embeddings = BatchTest(mean_embedding(calibration_set.summaries[below]))
         rate = settings.drift_false_alarm_rate
@@ -162,7 +163,7 @@ class Monitor:
     def quantiles(self) -> dict[str, list[float] | None]:
         """Image scores of the calibration, of the window's accepted parts, and of all in it; None where it is empty."""
         return {
-            "calibration": _quantiles(self.calibration),
+            "calibration": self._calibration_quantiles,
             "accepted": _quantiles([one.score for one in self.window if one.verdict is Verdict.GOOD]),
             "all": _quantiles([one.score for one in self.window]),
         }

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -193,6 +193,12 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…")
 
 
+def faults(error: ValidationError, most: int) -> str:
+    """What pydantic found wrong with a request, as one sentence a fault; none of its values."""
+    found = error.errors(include_url=False, include_input=False)[:most]
+    return "; ".join(f"{'.'.join(map(str, fault['loc'])) or 'the request'}: {fault['msg']}" for fault in found)
+
+
 def install_error_handlers(app: FastAPI, shapes: Mapping[str, ErrorShape]) -> None:
     """Answer every error of the application with a problem.
 
@@ -223,8 +229,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         return problem_response(request, INVALID_REQUEST, "the body cannot be read as JSON; send JSON in UTF-8")
     if error.status_code == NOT_FOUND.status:
         return problem_response(request, NOT_FOUND, f"there is no {asked}; there is {_routes(request)}, and /docs")
-    if error.status_code == 400:  # FastAPI's answer to a body that is no text
-        return problem_response(request, INVALID_REQUEST, "the body cannot be read as JSON")
     kind = ProblemKind("http-error", error.status_code, "The request was refused")
     return problem_response(request, kind, str(error.detail), headers=error.headers)
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from models.detector import Detector
 from models.extension import NotExtendable, check_extendable, extension_steps
 from models.images import ImageError, decode_image
-from service.errors import EXTENSION_UNDER_WAY, INSPECTIONS_UNUSABLE, NOT_EXTENDABLE, WORKER_UNAVAILABLE, ProblemError
+from service.admission import problems
+from service.errors import EXTENSION_UNDER_WAY, INSPECTIONS_UNUSABLE, NOT_EXTENDABLE, ProblemError
 from service.inspection import Service, in_pool
 from service.records.reviewed import Reviewed, reviewed
 from service.records.sink import Records
-from service.worker import WorkerUnavailable
 
 _MOST_NAMED = 5
 
@@ -104,9 +104,7 @@ async def _made(
             return made
         return None
 
-    try:
+    with problems(service):
         while (made := (await service.worker.run(step)).value) is None:
             pass
-    except WorkerUnavailable as error:
-        raise ProblemError(WORKER_UNAVAILABLE, f"{error}; restart the service if it does not by itself") from error
     return made

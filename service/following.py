@@ -113,8 +113,7 @@ class Follower:
                 entry.version = version
             with entry.arriving(version):
                 served = await self._loader.load(entry.name, version)
-                before = None if entry.served is None else self._loader.loaded(entry.name, entry.served)
-                self._entries.serve(entry, served, None if before is None else before.served)
+                self._entries.serve(entry, served, self._loader.in_memory(entry.name, entry.served))
             return
         except LoadError as error:
             problem = f"version {version} could not be loaded: {error}"

@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from threading import Event
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from starlette.requests import Request
 
 from models.detector import Detector
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from service.sinks import Sink
 
 Result = TypeVar("Result")
+
+Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""A sender's id of a part or a lot."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +232,8 @@ async def _decoded(
 
     def job() -> tuple[NDArray[np.uint8], str, Result | None]:
         begun = time.monotonic()
-        image = _decode(submission.data, service.settings.max_pixels)
+        with image_problems():
+            image = decode_image(submission.data, max_pixels=service.settings.max_pixels)
         decoded = time.monotonic()
         seconds["decode"] = decoded - queued
         digest = sha256(submission.data).hexdigest()
@@ -266,9 +271,11 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.monotonic() - begun
 
 
-def _decode(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+@contextmanager
+def image_problems() -> Iterator[None]:
+    """Turn what decoding raises into the answer to a request."""
     try:
-        return decode_image(data, max_pixels=max_pixels)
+        yield
     except ImageTooLarge as error:
         raise ProblemError(IMAGE_TOO_LARGE, str(error)) from error
     except UnsupportedImage as error:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from models.artifact import sync_folder
+from models.store_files import write_file
 from service.limits import Rate
 from service.sealing import Seal
 from service.security import Scope
@@ -216,17 +216,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+    def keep_owner(descriptor: int) -> None:
         if path.exists() and os.geteuid() == 0:  # root changes the file for the user who serves
             before = path.stat()
-            os.fchown(file.fileno(), before.st_uid, before.st_gid)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    sync_folder(path.parent)
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+
+    write_file(path, text, mode=0o600, prepare=keep_owner)
 
 
 def by_id(keys: tuple[BearerKey | AwsKey, ...]) -> dict[str, BearerKey | AwsKey]:

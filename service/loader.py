@@ -104,6 +104,11 @@ class Loader:
         """A version if it is in memory."""
         return self._loaded.get((category, version))
 
+    def in_memory(self, category: str, version: int | None) -> Served | None:
+        """A version as it is served, where it is loaded; looking is no use of it."""
+        loaded = None if version is None else self.loaded(category, version)
+        return None if loaded is None else loaded.served
+
     def versions(self, category: str) -> list[int]:
         """The versions of a category that are in memory."""
         return [version for name, version in self._loaded if name == category]

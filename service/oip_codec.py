@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 import struct
@@ -17,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from service.errors import IMAGE_TOO_LARGE, INVALID_REQUEST, UPLOAD_TOO_LARGE, ProblemError, quote
+from service.errors import IMAGE_TOO_LARGE, INVALID_REQUEST, UPLOAD_TOO_LARGE, ProblemError, faults, quote
+from service.inspection import Label
+from service.rendering import encode_png
 
 INPUT = "image"
 BYTES, UINT8, FP32 = "BYTES", "UINT8", "FP32"
@@ -36,7 +37,6 @@ Tensor = NDArray[np.float32] | list[bytes]
 """An output over all images: an FP32 array, or the elements of one BYTES dimension."""
 
 _Name = Annotated[StrictStr, Field(max_length=256)]
-_Label = Annotated[StrictStr, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class _InputParameters(BaseModel):
@@ -65,8 +65,8 @@ class _Output(BaseModel):
 
 class _RequestParameters(BaseModel):
     binary_data_output: StrictBool = False
-    part: _Label | None = None
-    lot: _Label | None = None
+    part: Label | None = None
+    lot: Label | None = None
 
 
 class _Request(BaseModel):
@@ -150,15 +150,10 @@ def parse(body: bytes, header_length: str | None, known_outputs: Sequence[str], 
     )
 
 
-def as_file(image: bytes | NDArray[Any]) -> bytes:
-    """An image of a request as an image file: PNG where it came as pixels."""
-    if isinstance(image, bytes):
-        return image
+def as_file(image: NDArray[Any]) -> bytes:
+    """The pixels of an image of a request as a PNG file."""
     pixels = np.rint(image * 255).astype(np.uint8) if image.dtype == np.float32 else image
-    encoded, png = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _PNG_OPTIONS)
-    if not encoded:
-        raise RuntimeError(f"OpenCV could not encode an image of shape {pixels.shape}")
-    return png.tobytes()
+    return encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _PNG_OPTIONS)
 
 
 def size(image: bytes | NDArray[Any]) -> int:
@@ -214,9 +209,7 @@ def _read_json(text: bytes) -> _Request:
     try:
         return _Request.model_validate(json.loads(text))
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_input=False)[:_MOST_FAULTS]
-        sentences = (f"{'.'.join(map(str, fault['loc'])) or 'the request'}: {fault['msg']}" for fault in faults)
-        raise _invalid("; ".join(sentences)) from error
+        raise _invalid(faults(error, _MOST_FAULTS)) from error
     except (ValueError, RecursionError) as error:
         raise _invalid(f"the body's JSON cannot be read: {error}") from error
 
@@ -294,7 +287,7 @@ def _base64_files(data: Any) -> list[bytes]:
     elements = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in elements[: MAX_IMAGES + 1]]
     try:
         return [base64.b64decode(element, validate=True) for element in elements]
-    except (TypeError, ValueError, binascii.Error) as error:
+    except (TypeError, ValueError) as error:
         raise _invalid(
             f"input {INPUT!r}: in JSON each element is the base64 text of an image file ({error})"
         ) from error

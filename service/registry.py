@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from models.artifact import ArtifactError
 from models.detector import Detector
 from models.operation import Operation, Operations, UnknownOperation
 from models.store import ModelStore, StoreError, StoreReadOnly, UnknownCategory, UnknownVersion
+from models.store_files import NUMBER
 from service.entries import CategoryState, Entries, Entry
 from service.errors import (
     CATEGORY_UNAVAILABLE,
@@ -33,7 +33,7 @@ from service.errors import (
     quote,
 )
 from service.following import Follower
-from service.loader import BudgetError, Loaded, Loader, LoadError, Served
+from service.loader import BudgetError, Loader, LoadError, Served
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.version_facts import VersionFacts, read_versions, version_facts
@@ -59,7 +59,6 @@ SERVED_PROBLEMS = (
 )
 """What ``Registry.served`` may answer with."""
 
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _RETRY_WHILE_LOADING_S = "5"
 
 
@@ -119,7 +118,7 @@ class Registry:
         """
         entry = self._entry(name)
         reason = "; ".join(entry.problems) or None
-        served, shadow = self._in_memory(name, entry.served), self._in_memory(name, entry.shadow)
+        served, shadow = self.loader.in_memory(name, entry.served), self.loader.in_memory(name, entry.shadow)
         return Category(name, entry.state, entry.version, reason, served, shadow)
 
     async def served(self, name: str, version: int | None = None) -> Served:
@@ -327,7 +326,7 @@ class Registry:
                 await asyncio.to_thread(self._store.check_writable, entry.name)
                 served = await self.loader.load(entry.name, version, retry=True)
                 await asyncio.to_thread(self._store.activate, entry.name, version, author=author, rollback=rollback)
-                self._entries.serve(entry, served, self._in_memory(entry.name, entry.served))
+                self._entries.serve(entry, served, self.loader.in_memory(entry.name, entry.served))
         self._entries.tell(entry)
 
     def _entry(self, name: str) -> Entry:
@@ -336,10 +335,6 @@ class Registry:
             raise ProblemError(UNKNOWN_CATEGORY, f"there is no category {quote(name)}; there is {known}")
         return entry
 
-    def _in_memory(self, name: str, version: int | None) -> Served | None:
-        loaded: Loaded | None = None if version is None else self.loader.loaded(name, version)
-        return None if loaded is None else loaded.served
-
 
 def version_number(text: str) -> int:
     """The number of a version in a path.
@@ -347,7 +342,7 @@ def version_number(text: str) -> int:
     Raises:
         ProblemError: it is none.
     """
-    if not _NUMBER.fullmatch(text):
+    if not NUMBER.fullmatch(text):
         raise ProblemError(UNKNOWN_VERSION, f"there is no version {quote(text)}; versions are numbered from 1")
     return int(text)
 

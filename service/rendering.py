@@ -79,7 +79,7 @@ def render_overlay(
         colours = cv2.applyColorMap(codes, cv2.COLORMAP_TURBO)
         cv2.copyTo(cv2.addWeighted(picture, 1 - opacity, colours, opacity, 0), drawn, picture)
         _outline(picture, [[(point.x, point.y) for point in region.contour] for region in prediction.regions])
-    return _encode(picture)
+    return encode_png(picture)
 
 
 def render_explanation(image: NDArray[np.uint8], explanation: Explanation, opacity: float = DEFAULT_OPACITY) -> bytes:
@@ -106,7 +106,7 @@ def render_explanation(image: NDArray[np.uint8], explanation: Explanation, opaci
         box = placement.to_original_box(explanation.window)
         right, bottom = box.x + box.width - 1, box.y + box.height - 1
         _outline(picture, [[(box.x, box.y), (right, box.y), (right, bottom), (box.x, bottom)]])
-    return _encode(picture)
+    return encode_png(picture)
 
 
 def full_colour(explanation: Explanation) -> float:
@@ -125,7 +125,7 @@ def render_raw(anomaly_map: NDArray[np.float32]) -> RawMap:
     minimum = float(values.min())
     step = (float(values.max()) - minimum) / _CODES
     codes = np.rint((values - minimum) / step) if step > 0 else np.zeros(values.shape)
-    return RawMap(png=_encode(codes.astype(np.uint16)), minimum=minimum, step=step)
+    return RawMap(png=encode_png(codes.astype(np.uint16)), minimum=minimum, step=step)
 
 
 def render_mask(
@@ -167,8 +167,9 @@ def _outline(picture: MatLike, contours: Sequence[Sequence[tuple[int, int]]]) ->
     cv2.polylines(picture, polygons, isClosed=True, color=_OUTLINE, thickness=thickness)
 
 
-def _encode(picture: MatLike) -> bytes:
-    encoded, png = cv2.imencode(".png", picture)
+def encode_png(picture: MatLike, options: Sequence[int] = ()) -> bytes:
+    """A PNG of (H, W) or (H, W, 3) BGR pixels; ``options`` are those of ``cv2.imencode``."""
+    encoded, png = cv2.imencode(".png", picture, options)
     if not encoded:
         raise RuntimeError(f"OpenCV could not encode an image of shape {picture.shape}")
     return png.tobytes()

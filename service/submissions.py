@@ -14,13 +14,12 @@ from starlette.requests import ClientDisconnect, Request
 from models.explanation import Method
 from service.admission import admit
 from service.errors import INVALID_REQUEST, ProblemError
-from service.inspection import Inspection, Submission, inspect, service_of, timed
+from service.inspection import Inspection, Label, Submission, inspect, service_of, timed
 from service.uploads import read_upload
 
 Result = TypeVar("Result")
 
 Version = Annotated[int, Field(ge=1, lt=10**18)]
-_Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class InspectionQuery(BaseModel):
@@ -31,8 +30,8 @@ class InspectionQuery(BaseModel):
     version: Version | None = Field(
         default=None, description="the version that scores; by default the active one. Another one is loaded first"
     )
-    part: _Label | None = Field(default=None, description="the sender's id of the part, for the record")
-    lot: _Label | None = Field(default=None, description="the sender's id of the lot, for the record")
+    part: Label | None = Field(default=None, description="the sender's id of the part, for the record")
+    lot: Label | None = Field(default=None, description="the sender's id of the lot, for the record")
 
 
 def set_deadline(

@@ -66,16 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
         if action is _revoke:
             sub.add_argument("id", metavar="ID", help="of the key, as 'plumbline keys list' shows it")
-        if action is _new_secret:
-            add_json(sub)
-            sub.set_defaults(action=action)
-            continue
-        sub.add_argument(
-            "--keys",
-            type=Path,
-            default=Path(os.environ.get("PLUMBLINE_KEYS") or "keys.json"),
-            help="file of the keys (default: %(default)s)",
-        )
+        if action is not _new_secret:
+            sub.add_argument(
+                "--keys",
+                type=Path,
+                default=Path(os.environ.get("PLUMBLINE_KEYS") or "keys.json"),
+                help="file of the keys (default: %(default)s)",
+            )
         add_json(sub)
         sub.set_defaults(action=action)
 
@@ -124,8 +121,7 @@ def _create_aws(
     from service.keys import create_aws_key
     from service.sealing import find_seal
 
-    file = options.secret_key_file
-    seal = find_seal(os.environ.get("PLUMBLINE_SECRET_KEY"), None if file is None else Path(file))
+    seal = find_seal(os.environ.get("PLUMBLINE_SECRET_KEY"), options.secret_key_file)
     if seal is None:
         raise UsageError(
             "a key of the kind aws needs a secret key to encrypt it: set PLUMBLINE_SECRET_KEY or give "

@@ -260,7 +260,7 @@ async def infer(model: str, request: Request, version: str | None = None) -> Res
         results = await unless_client_leaves(request, _inspect_all(request, served, asked, seconds))
     request.state.log.update(images=len(results))
     head = {"model_name": model, "model_version": str(served.version)} | ({} if asked.id is None else {"id": asked.id})
-    body, length = await in_pool(service, partial(render, head, _tensors(served, results), asked.outputs))
+    body, length = await in_pool(service, lambda: render(head, _tensors(served, results), asked.outputs))
     if length == len(body):
         return Response(body, media_type="application/json")
     return Response(body, media_type="application/octet-stream", headers={HEADER_LENGTH: str(length)})
@@ -307,7 +307,7 @@ async def _inspect_all(
             submission = Submission(
                 id=request.state.id if index == 0 else uuid4(),
                 served=served,
-                data=await in_pool(service, partial(as_file, image)),
+                data=image if isinstance(image, bytes) else await in_pool(service, partial(as_file, image)),
                 caller=request.state.caller,
                 protocol="oip",
                 output="score",

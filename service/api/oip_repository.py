@@ -18,6 +18,7 @@ from service.errors import (
     VERSION_UNAVAILABLE,
     ProblemError,
     ProblemKind,
+    faults,
 )
 from service.inspection import service_of
 from service.registry import SERVED_PROBLEMS
@@ -128,6 +129,4 @@ async def _asked(request: Request, model: type[Asked]) -> Asked:
     try:
         return model.model_validate_json(body or b"{}")
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False)[0]
-        location = ".".join(map(str, fault["loc"])) or "the request"
-        raise ProblemError(INVALID_REQUEST, f"{location}: {fault['msg']}") from error
+        raise ProblemError(INVALID_REQUEST, faults(error, 1)) from error

@@ -13,7 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 
 from models.calibration import OperatingPoint
 from models.detector import Detector
-from models.images import ImageError, ImageTooLarge, UnsupportedImage, decode_mask
+from models.images import decode_mask
 from models.operation import Note, Operation, Operations, revised
 from models.region_of_interest import RegionOfInterest
 from service.api.scoring import PngResponse
@@ -32,7 +32,7 @@ from service.errors import (
     ProblemError,
     problem_responses,
 )
-from service.inspection import in_pool, service_of
+from service.inspection import image_problems, in_pool, service_of
 from service.registry import SERVED_PROBLEMS, Served
 from service.security import Scope, requires
 from service.submissions import Version
@@ -240,14 +240,8 @@ def _changed(change: NewOperation, author: str, detector: Detector, before: Oper
 
 
 def _region(data: bytes, max_pixels: int) -> RegionOfInterest:
-    try:
+    with image_problems():
         mask = decode_mask(data, max_pixels=max_pixels)
-    except ImageTooLarge as error:
-        raise ProblemError(IMAGE_TOO_LARGE, str(error)) from error
-    except UnsupportedImage as error:
-        raise ProblemError(UNSUPPORTED_IMAGE, str(error)) from error
-    except ImageError as error:
-        raise ProblemError(UNREADABLE_IMAGE, str(error)) from error
     try:
         return RegionOfInterest.of_mask(mask)
     except ValueError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 
-from service.publishing.outbox import Message, Outbox
+from models.prediction import Verdict
+from service.publishing.outbox import Outbox
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -25,8 +26,8 @@ class Outlet(ABC):
         self.outbox = Outbox(settings.outbox_bytes, lambda: self.count("lost"))
         telemetry.outbox_depth.labels(name).set_function(lambda: len(self.outbox))
 
-    def wants(self, message: Message) -> bool:
-        """Whether the receiver is to be told."""
+    def wants(self, verdict: Verdict) -> bool:
+        """Whether the receiver is to be told of results with this verdict."""
         return True
 
     @abstractmethod

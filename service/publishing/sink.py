@@ -55,9 +55,10 @@ class Publishing:
 
     async def take(self, inspection: Inspection) -> None:
         """Queue the result of an inspection."""
-        message = message_of(inspection)
-        for outlet in self._outlets:
-            if outlet.wants(message):
+        told = [outlet for outlet in self._outlets if outlet.wants(inspection.prediction.verdict)]
+        if told:
+            message = message_of(inspection)
+            for outlet in told:
                 outlet.outbox.put(message)
 
 

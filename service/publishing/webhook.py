@@ -56,9 +56,9 @@ class WebhookOutlet(Outlet):
         self._secret = settings.webhook_secret.get_secret_value().encode()
         self._give_up_s = settings.webhook_give_up_s
 
-    def wants(self, message: Message) -> bool:
-        """Whether the receiver is to be told of the verdict."""
-        return message.verdict in self._target.verdicts
+    def wants(self, verdict: Verdict) -> bool:
+        """Whether the receiver's address names the verdict, or none."""
+        return verdict in self._target.verdicts
 
     async def run(self) -> None:
         """Post what waits."""

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from models.prediction import Verdict
 from service.records.record import Judgement, ListedInspection, Record, Review
-from service.records.tables import inspections, reviews
+from service.records.tables import inspections, reviews, with_latest_review
 
 LARGEST_SEQUENCE = 2**63 - 1
 
@@ -88,11 +88,9 @@ def page(
         At most ``limit`` of them, and the ``before`` of what follows; None where nothing does.
     """
     columns = [column for column in inspections.c if column.name != "regions"]
-    of_it = reviews.alias()
-    last = select(func.max(of_it.c.sequence)).where(of_it.c.inspection == inspections.c.id).scalar_subquery()
     query = (
         select(*columns, *(column.label(f"judged_{column.name}") for column in reviews.c))
-        .select_from(inspections.outerjoin(reviews, reviews.c.sequence == last))
+        .select_from(with_latest_review())
         .where(inspections.c.sequence < before, *filters.conditions(connection))
         .order_by(inspections.c.sequence.desc())
         .limit(limit + 1)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from service.records.pictures import kept_image
-from service.records.tables import inspections, reviews
+from service.records.tables import inspections, reviews, with_latest_review
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,11 @@ def reviewed(
         category: all of it that a person has judged; or
         ids: these, judged or not, of any category; those that are not recorded are left out.
     """
-    of_it = reviews.alias()
-    last = select(func.max(of_it.c.sequence)).where(of_it.c.inspection == inspections.c.id).scalar_subquery()
     columns = inspections.c
     wanted = columns.id.in_(ids) if ids is not None else (columns.category == category) & reviews.c.verdict.is_not(None)
     query = (
         select(columns.id, columns.time, columns.category, columns.image_sha256, reviews.c.verdict)
-        .select_from(inspections.outerjoin(reviews, reviews.c.sequence == last))
+        .select_from(with_latest_review())
         .where(wanted, columns.shadow_of.is_(None))
         .order_by(columns.sequence)
     )

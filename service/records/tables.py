@@ -16,6 +16,7 @@ from sqlalchemy import (
     Dialect,
     Double,
     ForeignKey,
+    FromClause,
     Index,
     Integer,
     MetaData,
@@ -23,6 +24,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     Uuid,
+    func,
+    select,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -110,3 +113,10 @@ reviews = Table(
     Index("reviews_inspection", "inspection", "sequence"),
     sqlite_autoincrement=True,
 )
+
+
+def with_latest_review() -> FromClause:
+    """Inspections, each beside the latest of its reviews, which counts, if there is one."""
+    of_it = reviews.alias()
+    last = select(func.max(of_it.c.sequence)).where(of_it.c.inspection == inspections.c.id).scalar_subquery()
+    return inspections.outerjoin(reviews, reviews.c.sequence == last)
