@@ -10,10 +10,8 @@ is accepted is answered before its deadline, and the others get 503 with Retry-A
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -21,12 +19,13 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from benchmarks.load import Load, Outcome
+from benchmarks.serving import served
 from models.detector import Detector
 from models.images import decode_image
 from models.store import ModelStore
@@ -37,7 +36,6 @@ CLIENTS = 16  # of the closed loop: enough that the worker is never idle
 USUAL, OVERLOAD = 0.8, 10.0  # times the throughput at saturation
 DEADLINE_S = 10.0
 
-_START_S = 300
 _SAMPLE_S = 0.5
 
 
@@ -95,7 +93,7 @@ def measure(
         raise ValueError(f"{category} has no active version in {models}")
     detector = Detector.load(store.folder(category, version), device)
     bodies = [path.read_bytes() for path in images]
-    with _service(models, device, threads) if url is None else _given(url) as service:
+    with _service(models, device, threads) if url is None else nullcontext(url.rstrip("/")) as service:
         route = f"{service}/v1/categories/{category}/score"
         load = Load(url=route, images=images, seconds=seconds, timeout_s=DEADLINE_S)
         loops, saturations = [_loop(detector, bodies, seconds)], []
@@ -201,39 +199,10 @@ def _watched(service: str) -> Iterator[list[float]]:
 
 
 @contextmanager
-def _given(url: str) -> Iterator[str]:
-    yield url.rstrip("/")
-
-
-@contextmanager
 def _service(models: Path, device: str, threads: int) -> Iterator[str]:
     """A service of its own process, as an operator starts it, that records as it does by default."""
-    command = [sys.executable, "-m", "cli.main", "serve", "--models", models, "--port", "0", "--device", device]
-    log = models.parent / "service.log"
-    with (
-        log.open("w") as file,
-        subprocess.Popen([*map(str, command), "--threads", str(threads), "--drain-s", "0"], stderr=file) as process,
-    ):
-        try:
-            yield _ready(process, log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-
-
-def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        lines = [
-            json.loads(line) for line in log.read_text().splitlines() if line.startswith("{") and line.endswith("}")
-        ]
-        if urls := [line["url"] for line in lines if "url" in line]:
-            try:
-                with urllib.request.urlopen(f"{urls[0]}/readyz", timeout=10):
-                    return str(urls[0])
-            except OSError:
-                pass
-        time.sleep(0.2)
-    raise RuntimeError(f"the service was not ready; see {log}")
+    with served(models, device=device, threads=threads, drain_s=0) as service:
+        yield service.url
 
 
 def _metrics(service: str) -> dict[str, float]:

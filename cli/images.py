@@ -55,3 +55,8 @@ def finish(outcome: dict[str, Any], failures: list[str], done: str, record: Path
         message = f"{len(failures)} of {len(outcome['images'])} files could not be {done}; the first, {failures[0]}"
         raise PartlyFailed(message, outcome, WRONG_INPUT)
     return outcome
+
+
+def print_verdict(name: str | Path, verdict: str, score: float, threshold: float, p_value: float) -> None:
+    """The line of one scored image."""
+    print(f"{name}: {verdict}, score {score:.4f} (threshold {threshold:.4f}), p-value {p_value:.3f}")

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from models.operation import Operation
 
 
-def load_detector(options: argparse.Namespace, category: str) -> Detector:
-    """The active version of ``category``, or the one asked for, on the device asked for."""
+def load_detector(options: argparse.Namespace, category: str, version: int | None = None) -> Detector:
+    """A version of ``category``, or else the one asked for, or else the active one, on the device asked for."""
     from models.detector import Detector
     from models.device import set_threads
 
     set_threads(options.threads)
     store = ModelStore(options.models)
-    return Detector.load(store.folder(category, chosen_version(options, category)), options.device)
+    return Detector.load(store.folder(category, version or chosen_version(options, category)), options.device)
 
 
 def operation_in_force(options: argparse.Namespace, detector: Detector) -> Operation:

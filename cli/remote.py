@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import UsageError
-from cli.images import finish
+from cli.images import finish, print_verdict
 from cli.progress import count_bar, say
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ def score_remotely(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _facts(name: str, score: Score) -> dict[str, Any]:
-    print(
-        f"{name}: {score.verdict}, score {score.image_score:.4f} "
-        f"(threshold {score.threshold:.4f}), p-value {score.p_value:.3f}"
-    )
+    print_verdict(name, score.verdict, score.image_score, score.threshold, score.p_value)
     facts = score.model_dump(mode="json", exclude_none=True)
     kept = ("id", "version", "verdict", "image_score", "threshold", "p_value", "regions")
     return {key: facts[key] for key in kept}

@@ -143,7 +143,7 @@ def _read(
 def _judged(options: argparse.Namespace, version: int, kept: Sequence[Reviewed]) -> dict[str, Any]:
     from models.images import read_image
 
-    detector = load_detector(argparse.Namespace(**{**vars(options), "version_number": version}), options.category)
+    detector = load_detector(options, options.category, version)
     operation = operation_in_force(options, detector)
     say(f"version {version}: {len(kept)} images")
     predictions = [detector.predict([read_image(one.image)], operation)[0] for one in kept if one.image is not None]

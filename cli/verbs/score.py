@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.images import each_image, finish
+from cli.images import each_image, finish, print_verdict
 from cli.loading import load_detector, operation_in_force
 from cli.options import add_common, add_models, add_version
 from cli.remote import score_remotely
@@ -48,10 +48,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     def score(number: int, path: Path, image: NDArray[np.uint8]) -> dict[str, Any]:
         [prediction] = detector.predict([image], operation)
-        print(
-            f"{path}: {prediction.verdict}, score {prediction.image_score:.4f} "
-            f"(threshold {point.image_threshold:.4f}), p-value {prediction.p_value:.3f}"
-        )
+        print_verdict(path, prediction.verdict, prediction.image_score, point.image_threshold, prediction.p_value)
         result = {
             "verdict": prediction.verdict,
             "image_score": prediction.image_score,
