@@ -29,6 +29,12 @@ def detector(models: Path) -> Detector:
 
 
 @pytest.fixture(scope="session")
+def detectors() -> list[Detector]:
+    """Three that score the same image differently."""
+    return [make_detector(random_seed=seed) for seed in range(3)]
+
+
+@pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model store with one category."""
     root = tmp_path_factory.mktemp("store")

@@ -7,8 +7,6 @@ import itertools
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,8 @@ from service.keys import create_key
 from service.security import Scope
 from service.telemetry import configure_logging
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, encode, is_ready, part, wait_until
+from tests.service.support import CATEGORY, encode, part, process
 
-PROGRAM = "from service.server import run; from service.settings import load_settings; run(load_settings())"
 TARGET = "outside"
 ESCAPES = [
     f"../{TARGET}",
@@ -109,32 +106,19 @@ def test_no_parameter_reaches_the_file_system(serve: Serve, plant: Path) -> None
 @pytest.mark.slow
 def test_log_has_neither_images_nor_keys(models: Path, tmp_path: Path) -> None:
     """A process at its most talkative; right and wrong keys in every place of a request, images in every body."""
-    file, log_file = tmp_path / "keys.json", tmp_path / "log"
+    file, log = tmp_path / "keys.json", tmp_path / "log"
     _, right = create_key(file, "everything", tuple(Scope))
     _, narrow = create_key(file, "nothing", ())
     wrong = right[:-1] + ("0" if right[-1] != "0" else "1")
-    settings = {
-        "PLUMBLINE_MODELS": models,
-        "PLUMBLINE_RECORDS": tmp_path / "records",
-        "PLUMBLINE_PORT": 0,
-        "PLUMBLINE_THREADS": 1,
-        "PLUMBLINE_KEYS": file,
-        "PLUMBLINE_LOG_LEVEL": "debug",
-    }
-    command = ["env", *(f"{name}={value}" for name, value in settings.items()), sys.executable, "-c", PROGRAM]
     image = encode(part(0))
-    with log_file.open("w") as log, subprocess.Popen(command, stderr=log, stdout=log) as process:
-        try:
-            wait_until(lambda: process.poll() is not None or '"url"' in log_file.read_text())
-            url = next(line["url"] for line in map(json.loads, log_file.read_text().splitlines()) if "url" in line)
-            wait_until(lambda: is_ready(url))
-            with httpx.Client(base_url=url, timeout=60) as client:
-                statuses = {status for key in (right, narrow, wrong) for status in send_everywhere(client, key, image)}
-            assert statuses >= {200, 401, 403, 404, 422}
-        finally:
-            process.terminate()
-            process.wait(60)
-    text = log_file.read_text()
+    settings = {"records": tmp_path / "records", "keys": file, "log_level": "debug"}
+    with process(models, log, **settings) as (service, url):
+        with httpx.Client(base_url=url, timeout=60) as client:
+            statuses = {status for key in (right, narrow, wrong) for status in send_everywhere(client, key, image)}
+        assert statuses >= {200, 401, 403, 404, 422}
+        service.terminate()
+        printed, _ = service.communicate(timeout=60)
+    text = log.read_text() + printed
     for key in (right, narrow, wrong):
         secret = key.split("_")[2]
         assert not any(secret[start : start + 12] in text for start in range(len(secret) - 12))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,9 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.service.support import CATEGORY, encode, is_ready, part, wait_until
+from tests.service.support import CATEGORY, encode, part, process
 
-PROGRAM = "from service.server import run; from service.settings import load_settings; run(load_settings())"
 LIBRARY = next(
     (path for path in map(Path, ("/usr/lib", "/usr/lib64")) for path in path.glob("**/faketime/libfaketimeMT.so.1")),
     None,
@@ -53,12 +48,6 @@ class Clock:
         new.replace(self._file)
 
 
-def addresses(log: Path) -> list[str]:
-    """The addresses that a service's log says it listens on; its last line may still be under way."""
-    lines = [json.loads(line) for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [line["url"] for line in lines if line["message"] == "listening"]
-
-
 @pytest.fixture(scope="module")
 def clock(tmp_path_factory: pytest.TempPathFactory) -> Clock:
     return Clock(tmp_path_factory.mktemp("clock"))
@@ -68,29 +57,12 @@ def clock(tmp_path_factory: pytest.TempPathFactory) -> Clock:
 def client(models: Path, tmp_path_factory: pytest.TempPathFactory, clock: Clock) -> Iterator[httpx.Client]:
     """Of a process whose wall clock is ``clock``."""
     folder = tmp_path_factory.mktemp("process")
-    environment = {
-        **os.environ,
-        **clock.environment(),
-        "PLUMBLINE_MODELS": str(models),
-        "PLUMBLINE_PORT": "0",
-        "PLUMBLINE_THREADS": "1",
-        "PLUMBLINE_DEVICE": "cpu",
-        "PLUMBLINE_RECORDS": str(folder / "records"),
-    }
-    log = folder / "log"
-    with (
-        log.open("w") as file,
-        subprocess.Popen([sys.executable, "-c", PROGRAM], stderr=file, env=environment) as server,
-    ):
-        try:
-            wait_until(lambda: bool(addresses(log)) or server.poll() is not None, seconds=300)
-            [url] = addresses(log)
-            wait_until(lambda: is_ready(url), seconds=300)
-            with httpx.Client(base_url=url, timeout=120) as client:
-                yield client
-        finally:
-            server.terminate()
-            server.wait(60)
+    settings = {"device": "cpu", "records": folder / "records"}
+    with process(models, folder / "log", clock.environment(), **settings) as (service, url):
+        with httpx.Client(base_url=url, timeout=120) as client:
+            yield client
+        service.terminate()
+        service.wait(60)
 
 
 def test_scores_deadlines_drift_and_records_go_on(client: httpx.Client, clock: Clock) -> None:

@@ -15,11 +15,22 @@ from models.store import ModelStore
 from service.app import create_app
 from service.settings import load_settings
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, assert_problem, encode, make_detector, part, post_head, wait_until
-from tests.service.test_operation import BYTES, SCORE, held_worker, metric
+from tests.service.support import (
+    CATEGORY,
+    assert_problem,
+    encode,
+    held_worker,
+    make_detector,
+    metric,
+    part,
+    post_head,
+    wait_until,
+)
 
+SCORE = f"/v1/categories/{CATEGORY}/score"
 HEATMAP = f"/v1/categories/{CATEGORY}/heatmap"
 OTHER = "other"
+BYTES = {"content-type": "application/octet-stream"}
 
 
 def send(client: httpx.Client, timeout: object = None, *, category: str = CATEGORY, seed: int = 0) -> httpx.Response:

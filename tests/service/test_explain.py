@@ -27,6 +27,7 @@ from tests.service.support import (
     assert_problem,
     encode,
     make_detector,
+    metric,
     part,
     post_head,
 )
@@ -103,14 +104,12 @@ def test_multipart_is_the_same_as_the_body(client: httpx.Client) -> None:
 
 
 def test_metrics(client: httpx.Client) -> None:
-    def count(sample: str) -> float:
-        lines = client.get("/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(sample))
+    def count(stage: str) -> float:
+        return metric(client, "plumbline_stage_seconds_count", stage=stage)
 
-    explained, scored = 'plumbline_stage_seconds_count{stage="explain"}', 'plumbline_stage_seconds_count{stage="score"}'
-    before = count(explained), count(scored)
+    before = count("explain"), count("score")
     assert send(client, encode(part(105))).status_code == 200
-    assert (count(explained), count(scored)) == (before[0] + 1, before[1])
+    assert (count("explain"), count("score")) == (before[0] + 1, before[1])
 
 
 @pytest.fixture

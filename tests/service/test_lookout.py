@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from PIL import Image
 
-from models.detector import Detector, Scan
+from models.detector import Detector
 from models.prediction import Prediction, Verdict
 from models.store import ModelStore
 from service.api.lookout import confidence
@@ -30,8 +29,11 @@ from tests.service.support import (
     MAX_UPLOAD_BYTES,
     WIDTH,
     encode,
+    held_worker,
     make_detector,
+    metric,
     part,
+    publish_versions,
     wait_until,
 )
 
@@ -176,25 +178,17 @@ class TestRefused:
         assert "Message" in response.json()
 
     def test_full_queue(self, serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        entered, opened, look = threading.Event(), threading.Event(), Scan.look
-
-        def held(self: Scan, *arguments: Any) -> Any:
-            entered.set()
-            assert opened.wait(60)
-            return look(self, *arguments)
-
-        with serve(models, queue_size=1) as client, ThreadPoolExecutor(2) as pool:
-            monkeypatch.setattr(Scan, "look", held)
+        with serve(models, queue_size=1) as client, ThreadPoolExecutor(2) as pool, held_worker(monkeypatch) as gate:
             lookout = connect(client.base_url)
             first = pool.submit(detect, connect(client.base_url), encode(part(100)))
-            assert entered.wait(60)
+            assert gate.entered.wait(60)
             second = pool.submit(detect, connect(client.base_url), encode(part(100)))
-            wait_until(lambda: "plumbline_queue_depth 1.0" in client.get("/metrics").text)
+            wait_until(lambda: metric(client, "plumbline_queue_depth") == 1)
             with pytest.raises(lookout.exceptions.ThrottlingException) as error:
                 detect(lookout, encode(part(100)))
             response = assert_refused(error, "ThrottlingException", 429, "waiting")
             assert response["RetryAfterSeconds"] >= 1
-            opened.set()
+            gate.open.set()
             assert not first.result()["IsAnomalous"]
             assert not second.result()["IsAnomalous"]
 
@@ -231,12 +225,8 @@ class TestRegistry:
         assert (model["ModelVersion"], model["Status"]) == ("1", "HOSTED")
         assert lookout.describe_model(ProjectName=CATEGORY, ModelVersion="1")["ModelDescription"] == model
 
-    def test_start_and_stop(self, serve: Serve, tmp_path: Path) -> None:
-        store = ModelStore(tmp_path)
-        for seed in range(2):
-            store.publish(CATEGORY, make_detector(random_seed=seed).save, activate=False)
-        store.activate(CATEGORY, 1, author="trainer")
-        with serve(tmp_path) as client:
+    def test_start_and_stop(self, serve: Serve, tmp_path: Path, detectors: list[Detector]) -> None:
+        with serve(publish_versions(tmp_path, detectors[:2]).root) as client:
             lookout = connect(client.base_url)
 
             def states() -> dict[str, str]:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
 from models.detector import Detector
-from models.store import ModelStore
 from service.keys import create_key
 from service.security import Scope
 from tests.service.conftest import Serve
@@ -30,10 +29,11 @@ from tests.service.support import (
     HEIGHT,
     MAX_UPLOAD_BYTES,
     WIDTH,
+    answer_of,
     bomb,
     encode,
-    make_detector,
     part,
+    publish_versions,
     wait_until,
 )
 
@@ -81,8 +81,7 @@ def announced(datatype: str, shape: list[int], size: int) -> dict[str, Any]:
 
 
 def outputs(response: httpx.Response) -> dict[str, Any]:
-    assert response.status_code == 200, response.text
-    return {output["name"]: output for output in response.json()["outputs"]}
+    return {output["name"]: output for output in answer_of(response)["outputs"]}
 
 
 def assert_error(response: httpx.Response, status: int, *mentions: str) -> None:
@@ -353,13 +352,9 @@ class TestBadRequest:
 
 
 @pytest.fixture
-def two_versions(tmp_path: Path) -> Path:
+def two_versions(tmp_path: Path, detectors: list[Detector]) -> Path:
     """Version 1 of two is active."""
-    store = ModelStore(tmp_path)
-    for seed in range(2):
-        store.publish(CATEGORY, make_detector(random_seed=seed).save, activate=False)
-    store.activate(CATEGORY, 1, author="trainer")
-    return tmp_path
+    return publish_versions(tmp_path, detectors[:2]).root
 
 
 class TestRepository:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from models.artifact import write_manifest
 from models.detector import Detector, Scan
 from models.geometry import ScanGeometry
 from models.store import ModelStore
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, assert_problem, encode, make_detector, part, post_head, wait_until
+from tests.service.support import (
+    CATEGORY,
+    assert_problem,
+    encode,
+    held_worker,
+    make_detector,
+    metric,
+    part,
+    post_head,
+    wait_until,
+)
 
 SCORE = f"/v1/categories/{CATEGORY}/score"
 BYTES = {"content-type": "application/octet-stream"}
@@ -29,44 +34,6 @@ BYTES = {"content-type": "application/octet-stream"}
 
 def send(client: httpx.Client) -> httpx.Response:
     return client.post(SCORE, content=encode(part(0)), headers=BYTES)
-
-
-def metric(client: httpx.Client, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that have these labels."""
-    total = 0.0
-    for line in client.get("/metrics").text.splitlines():
-        sample = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
-        if sample and sample[1] == name:
-            found = dict(re.findall(r'(\w+)="([^"]*)"', sample[2] or ""))
-            if labels.items() <= found.items():
-                total += float(sample[3])
-    return total
-
-
-class Gate:
-    """Holds the worker inside ``Scan.look`` until it is opened."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.open = threading.Event()
-        self.images = 0
-
-
-@contextmanager
-def held_worker(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    gate, look = Gate(), Scan.look
-
-    def held(self: Scan, images: NDArray[np.uint8]) -> Any:
-        gate.images += len(images)
-        gate.entered.set()
-        assert gate.open.wait(60)
-        return look(self, images)
-
-    monkeypatch.setattr(Scan, "look", held)
-    try:
-        yield gate
-    finally:
-        gate.open.set()
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:

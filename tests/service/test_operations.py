@@ -24,6 +24,7 @@ from tests.service.support import (
     DEFECT,
     HEIGHT,
     WIDTH,
+    answer_of,
     assert_problem,
     encode,
     make_detector,
@@ -52,16 +53,11 @@ def mask(*, left: bool) -> NDArray[np.uint8]:
 
 
 def score(client: httpx.Client, **query: Any) -> dict[str, Any]:
-    response = client.post(f"{PLATE}/score", params=query, content=DEFECTIVE, headers=PNG)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    return answer_of(client.post(f"{PLATE}/score", params=query, content=DEFECTIVE, headers=PNG))
 
 
 def change(client: httpx.Client, **values: Any) -> dict[str, Any]:
-    response = client.put(OPERATION, json=values)
-    assert response.status_code == 200, response.text
-    operation: dict[str, Any] = response.json()["operation"]
+    operation: dict[str, Any] = answer_of(client.put(OPERATION, json=values))["operation"]
     return operation
 
 

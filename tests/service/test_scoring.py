@@ -14,7 +14,7 @@ from PIL import Image
 from models.detector import Detector
 from models.images import decode_image
 from service.rendering import colour_scale
-from tests.service.support import CATEGORY, DEFECT, HEIGHT, WIDTH, encode, part
+from tests.service.support import CATEGORY, DEFECT, HEIGHT, WIDTH, answer_of, encode, part
 
 SCORE = f"/v1/categories/{CATEGORY}/score"
 HEATMAP = f"/v1/categories/{CATEGORY}/heatmap"
@@ -22,10 +22,7 @@ BYTES = {"content-type": "application/octet-stream"}
 
 
 def post(client: httpx.Client, data: bytes, **query: Any) -> dict[str, Any]:
-    response = client.post(SCORE, content=data, headers=BYTES, params=query)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    return answer_of(client.post(SCORE, content=data, headers=BYTES, params=query))
 
 
 def heatmap(client: httpx.Client, data: bytes, **query: Any) -> tuple[NDArray[Any], httpx.Headers]:

@@ -7,16 +7,13 @@ import gzip
 import json
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import httpx
 import pytest
@@ -24,59 +21,24 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.telemetry import Telemetry
-from tests.service.support import CATEGORY, encode, is_ready, part, wait_until
+from tests.service.support import CATEGORY, encode, is_ready, part, process, wait_until
 
 SCORE = "/v1/categories/{category}/score"
-PROGRAM = "from service.server import run; from service.settings import load_settings; run(load_settings())"
 
 
-class Start(Protocol):
-    def __call__(self, **environment: str) -> tuple[subprocess.Popen[str], str]: ...
-
-
-@pytest.fixture
-def start(models: Path) -> Iterator[Start]:
-    """Start a process with more variables of the environment; gives it and its URL when it is ready."""
-    with ExitStack() as stack:
-
-        def start(**environment: str) -> tuple[subprocess.Popen[str], str]:
-            environment = {
-                "PLUMBLINE_MODELS": str(models),
-                "PLUMBLINE_PORT": "0",
-                "PLUMBLINE_THREADS": "1",
-                "PLUMBLINE_RECORDS": "none",
-                **environment,
-            }
-            command = [
-                "env",
-                *(f"{name}={value}" for name, value in environment.items()),
-                sys.executable,
-                "-c",
-                PROGRAM,
-            ]
-            process = stack.enter_context(
-                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            )
-            stack.callback(process.kill)
-            assert process.stderr is not None
-            url: str = json.loads(process.stderr.readline())["url"]
-            wait_until(lambda: is_ready(url))
-            return process, url
-
-        yield start
-
-
-def test_process_serves_logs_json_and_stops(start: Start) -> None:
-    process, url = start(PLUMBLINE_DRAIN_S="0")
-    data = encode(part(0))
-    response = httpx.post(f"{url}{SCORE.format(category=CATEGORY)}", files={"image": data})
-    assert response.status_code == 200
-    assert httpx.get(f"{url}/v1/categories/a%0Ab").status_code == 404
-    process.send_signal(signal.SIGTERM)
-    output, log = process.communicate(timeout=60)
-    assert process.returncode == 0
+def test_process_serves_logs_json_and_stops(models: Path, tmp_path: Path) -> None:
+    file, data = tmp_path / "log", encode(part(0))
+    with process(models, file, drain_s=0) as (service, url):
+        response = httpx.post(f"{url}{SCORE.format(category=CATEGORY)}", files={"image": data})
+        assert response.status_code == 200
+        assert httpx.get(f"{url}/v1/categories/a%0Ab").status_code == 404
+        service.send_signal(signal.SIGTERM)
+        output, _ = service.communicate(timeout=60)
+    assert service.returncode == 0
     assert output == ""
+    log = file.read_text()
     lines = [json.loads(line) for line in log.splitlines()]
+    assert lines[0]["url"] == url
     requests = {line["id"]: line for line in lines if line["message"] == "request"}
     scored = requests[response.json()["id"]]
     assert scored["path"] == SCORE.format(category=CATEGORY)
@@ -139,32 +101,33 @@ def test_openapi_score_schema_holds_an_answer(client: httpx.Client, document: di
     assert set(schema["required"]) <= set(answer)
 
 
-def test_sigterm_drains(start: Start) -> None:
+def test_sigterm_drains(models: Path, tmp_path: Path) -> None:
     """Not ready at once; answers on; ends when what was accepted is answered."""
-    process, url = start(PLUMBLINE_BATCH_WAIT_MS="10000", PLUMBLINE_BATCH_SIZE="100", PLUMBLINE_DRAIN_S="60")
-    score, data = f"{url}{SCORE.format(category=CATEGORY)}", encode(part(0))
-    headers = {"content-type": "image/png", "x-request-timeout": "120"}
-    with ThreadPoolExecutor(4) as pool:
-        accepted = [pool.submit(httpx.post, score, content=data, headers=headers, timeout=120) for _ in range(3)]
-        wait_until(lambda: "plumbline_queue_depth 3.0" in httpx.get(f"{url}/metrics").text)
-        process.send_signal(signal.SIGTERM)
-        wait_until(lambda: not is_ready(url))
-        readiness = httpx.get(f"{url}/readyz")
-        assert (readiness.status_code, readiness.json()["reason"]) == (503, "the service is stopping")
-        assert httpx.get(f"{url}/healthz").status_code == 200
-        late = pool.submit(httpx.post, score, content=data, headers=headers, timeout=120)  # still let in
-        wait_until(lambda: "plumbline_queue_depth 4.0" in httpx.get(f"{url}/metrics").text or late.done())
-        process.send_signal(signal.SIGTERM)  # do not wait for the rest of the minute
-        assert [one.result().status_code for one in (*accepted, late)] == [200] * 4
-    process.communicate(timeout=60)
-    assert process.returncode in (0, -signal.SIGTERM)
+    data, headers = encode(part(0)), {"content-type": "image/png", "x-request-timeout": "120"}
+    settings = {"batch_wait_ms": 10000, "batch_size": 100, "drain_s": 60}
+    with process(models, tmp_path / "log", **settings) as (service, url):
+        score = f"{url}{SCORE.format(category=CATEGORY)}"
+        with ThreadPoolExecutor(4) as pool:
+            accepted = [pool.submit(httpx.post, score, content=data, headers=headers, timeout=120) for _ in range(3)]
+            wait_until(lambda: "plumbline_queue_depth 3.0" in httpx.get(f"{url}/metrics").text)
+            service.send_signal(signal.SIGTERM)
+            wait_until(lambda: not is_ready(url))
+            readiness = httpx.get(f"{url}/readyz")
+            assert (readiness.status_code, readiness.json()["reason"]) == (503, "the service is stopping")
+            assert httpx.get(f"{url}/healthz").status_code == 200
+            late = pool.submit(httpx.post, score, content=data, headers=headers, timeout=120)  # still let in
+            wait_until(lambda: "plumbline_queue_depth 4.0" in httpx.get(f"{url}/metrics").text or late.done())
+            service.send_signal(signal.SIGTERM)  # do not wait for the rest of the minute
+            assert [one.result().status_code for one in (*accepted, late)] == [200] * 4
+        service.communicate(timeout=60)
+    assert service.returncode in (0, -signal.SIGTERM)
 
 
-def test_sigterm_ends_by_itself(start: Start) -> None:
-    process, _ = start(PLUMBLINE_DRAIN_S="0.1")
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+def test_sigterm_ends_by_itself(models: Path, tmp_path: Path) -> None:
+    with process(models, tmp_path / "log", drain_s=0.1) as (service, _):
+        service.send_signal(signal.SIGTERM)
+        service.communicate(timeout=60)
+    assert service.returncode == 0
 
 
 def test_a_stall_of_the_event_loop_shows() -> None:
@@ -216,17 +179,19 @@ def collector() -> Iterator[str]:
         server.shutdown()
 
 
-def test_traces_go_where_the_environment_says(start: Start, collector: str) -> None:
-    process, url = start(
-        OTEL_EXPORTER_OTLP_ENDPOINT=collector, OTEL_SERVICE_NAME="line-7", OTEL_BSP_SCHEDULE_DELAY="100",
-        PLUMBLINE_DRAIN_S="0"
-    )  # fmt: skip
+def test_traces_go_where_the_environment_says(models: Path, tmp_path: Path, collector: str) -> None:
+    environment = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector,
+        "OTEL_SERVICE_NAME": "line-7",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+    }
     sent = f"{7:032x}", f"{9:016x}"
     headers = {"content-type": "image/png", "traceparent": f"00-{sent[0]}-{sent[1]}-01"}
-    heatmap = f"{url}/v1/categories/{CATEGORY}/heatmap"
-    assert httpx.post(heatmap, content=encode(part(0)), headers=headers).status_code == 200
-    process.send_signal(signal.SIGTERM)  # what was not sent yet is sent
-    process.communicate(timeout=60)
+    with process(models, tmp_path / "log", environment, drain_s=0) as (service, url):
+        heatmap = f"{url}/v1/categories/{CATEGORY}/heatmap"
+        assert httpx.post(heatmap, content=encode(part(0)), headers=headers).status_code == 200
+        service.send_signal(signal.SIGTERM)  # what was not sent yet is sent
+        service.communicate(timeout=60)
     spans = {span.name: span for span in Collector.spans}
     stages = ["upload", "decode", "place", "queue", "score", "judge", "render"]
     [request] = [span for span in Collector.spans if span.kind == Span.SPAN_KIND_SERVER]

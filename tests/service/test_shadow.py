@@ -14,35 +14,31 @@ import pytest
 from models.detector import Detector
 from models.store import ModelStore
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, assert_problem, encode, make_detector, part, wait_until
-from tests.service.test_operation import held_worker, metric
+from tests.service.support import (
+    CATEGORY,
+    answer_of,
+    assert_problem,
+    encode,
+    held_worker,
+    metric,
+    part,
+    publish_versions,
+    wait_until,
+)
 
 PLATE = f"/v1/categories/{CATEGORY}"
 GOOD, DEFECTIVE = part(0), part(1, defective=True)
 
 
-@pytest.fixture(scope="module")
-def detectors() -> list[Detector]:
-    return [make_detector(random_seed=seed) for seed in range(3)]
-
-
 @pytest.fixture
 def store(tmp_path: Path, detectors: list[Detector]) -> ModelStore:
     """Version 1 of three is active."""
-    store = ModelStore(tmp_path / "models")
-    for detector in detectors:
-        store.publish(CATEGORY, detector.save, activate=False)
-    store.activate(CATEGORY, 1)
-    return store
+    return publish_versions(tmp_path / "models", detectors)
 
 
 def score(client: httpx.Client, image: Any, **params: Any) -> dict[str, Any]:
-    response = client.post(
-        f"{PLATE}/score", content=encode(image), params=params, headers={"content-type": "image/png"}
-    )
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    headers = {"content-type": "image/png"}
+    return answer_of(client.post(f"{PLATE}/score", content=encode(image), params=params, headers=headers))
 
 
 def scored(client: httpx.Client) -> float:

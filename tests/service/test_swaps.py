@@ -12,8 +12,7 @@ import pytest
 
 from models.store import ModelStore
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, encode, make_detector, part, wait_until
-from tests.service.test_operation import metric
+from tests.service.support import CATEGORY, encode, make_detector, metric, part, wait_until
 
 PLATE = f"/v1/categories/{CATEGORY}"
 SWAPS = 200

@@ -21,19 +21,23 @@ from models.artifact import verify
 from models.detector import Detector
 from models.store import ModelStore
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, assert_problem, encode, make_detector, part, wait_until
-from tests.service.test_operation import held_worker, metric
+from tests.service.support import (
+    CATEGORY,
+    answer_of,
+    assert_problem,
+    encode,
+    held_worker,
+    make_detector,
+    metric,
+    part,
+    publish_versions,
+    wait_until,
+)
 
 PLATE = f"/v1/categories/{CATEGORY}"
 IMAGE = part(0)
 BODY = encode(IMAGE)
 BYTES = {"content-type": "image/png"}
-
-
-@pytest.fixture(scope="module")
-def detectors() -> list[Detector]:
-    """Three that score the same image differently."""
-    return [make_detector(random_seed=seed) for seed in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +51,11 @@ def scores(detectors: list[Detector]) -> dict[int, float]:
 @pytest.fixture
 def store(tmp_path: Path, detectors: list[Detector]) -> ModelStore:
     """Version 1 of three is active."""
-    store = ModelStore(tmp_path / "models")
-    for detector in detectors:
-        store.publish(CATEGORY, detector.save, activate=False)
-    store.activate(CATEGORY, 1, author="trainer")
-    return store
+    return publish_versions(tmp_path / "models", detectors)
 
 
 def score(client: httpx.Client, version: int | None = None, category: str = CATEGORY) -> dict[str, Any]:
-    response = ask(client, version, category)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    return answer_of(ask(client, version, category))
 
 
 def ask(client: httpx.Client, version: int | None = None, category: str = CATEGORY) -> httpx.Response:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -22,7 +20,7 @@ from service.publishing.mqtt import Broker, broker_of
 from service.settings import SettingsError, load_settings
 from tests.service.conftest import Serve
 from tests.service.publishing.mosquitto import Mosquitto, subscribed
-from tests.service.support import CATEGORY, encode, is_ready, part, wait_until
+from tests.service.support import CATEGORY, answer_of, encode, part, process, samples, wait_until
 
 TOPIC = f"plumbline/{CATEGORY}/inspections"
 STATUS = "plumbline/status"
@@ -37,14 +35,20 @@ def broker(tmp_path: Path) -> Iterator[Mosquitto]:
 
 
 def score(client: httpx.Client, **query: str) -> dict[str, Any]:
-    response = client.post(f"/v1/categories/{CATEGORY}/score", files={"image": encode(part(101))}, params=query)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    files = {"image": encode(part(101))}
+    return answer_of(client.post(f"/v1/categories/{CATEGORY}/score", files=files, params=query))
 
 
-def metric(client: httpx.Client, line: str) -> bool:
-    return line in client.get("/metrics").text.splitlines()
+def connected(client: httpx.Client) -> list[float]:
+    return samples(client, "plumbline_mqtt_connected")
+
+
+def waiting(client: httpx.Client) -> list[float]:
+    return samples(client, "plumbline_results_waiting", to="mqtt")
+
+
+def published(client: httpx.Client, outcome: str) -> list[float]:
+    return samples(client, "plumbline_results_published_total", outcome=outcome, to="mqtt")
 
 
 def test_results_arrive_as_they_were_answered(serve: Serve, models: Path, broker: Mosquitto) -> None:
@@ -59,8 +63,8 @@ def test_results_arrive_as_they_were_answered(serve: Serve, models: Path, broker
             assert result == answer | {"part": "P 1", "lot": "L 7"}
             answer = score(client)
             assert json.loads(subscriber.next()[1]).keys() == answer.keys() | {"time"}
-            wait_until(lambda: metric(client, 'plumbline_results_published_total{outcome="delivered",to="mqtt"} 2.0'))
-            assert metric(client, "plumbline_mqtt_connected 1.0")
+            wait_until(lambda: published(client, "delivered") == [2])
+            assert connected(client) == [1]
         assert subscriber.next() == (STATUS, b"offline")
     with subscribed(broker) as subscriber:  # who comes later finds it retained
         assert subscriber.next() == (STATUS, b"offline")
@@ -78,18 +82,18 @@ def test_prefix(serve: Serve, models: Path, broker: Mosquitto) -> None:
 
 def test_broker_goes_and_comes_back(serve: Serve, models: Path, broker: Mosquitto) -> None:
     with serve(models, mqtt_url=f"mqtt://127.0.0.1:{broker.port}") as client:
-        wait_until(lambda: metric(client, "plumbline_mqtt_connected 1.0"))
+        wait_until(lambda: connected(client) == [1])
         broker.kill()
-        wait_until(lambda: metric(client, "plumbline_mqtt_connected 0.0"))
+        wait_until(lambda: connected(client) == [0])
         ids = [score(client)["id"] for _ in range(3)]
-        assert metric(client, 'plumbline_results_published_total{outcome="delivered",to="mqtt"} 0.0') is False
+        assert published(client, "delivered") != [0]
         broker.start()
         with subscribed(broker) as subscriber:
             seen = [subscriber.next() for _ in range(4)]
             topics = [topic for topic, _ in seen]
             assert STATUS in topics
             assert [json.loads(payload)["id"] for topic, payload in seen if topic == TOPIC] == ids
-        wait_until(lambda: metric(client, 'plumbline_results_waiting{to="mqtt"} 0.0'))
+        wait_until(lambda: waiting(client) == [0])
 
 
 def test_a_broker_that_was_never_there_stops_nothing(serve: Serve, models: Path, tmp_path: Path) -> None:
@@ -97,11 +101,11 @@ def test_a_broker_that_was_never_there_stops_nothing(serve: Serve, models: Path,
     with serve(models, mqtt_url=f"mqtt://127.0.0.1:{broker.port}", outbox_bytes=5000) as client:
         ids = [score(client)["id"] for _ in range(20)]
         assert client.get("/readyz").status_code == 200
-        lost = client.get("/metrics").text.split('outcome="lost",to="mqtt"} ')[1].splitlines()[0]
-        assert 0 < float(lost) < 20
+        [lost] = published(client, "lost")
+        assert 0 < lost < 20
         broker.start()
         try:
-            wait_until(lambda: metric(client, 'plumbline_results_waiting{to="mqtt"} 0.0'))
+            wait_until(lambda: waiting(client) == [0])
             with subscribed(broker) as subscriber:
                 assert subscriber.next() == (STATUS, b"online")
                 newest = score(client)["id"]
@@ -115,30 +119,15 @@ def test_an_address_that_cannot_be_asked(serve: Serve, models: Path, caplog: pyt
     with serve(models, mqtt_url=f"mqtt://{'a' * 70}.example") as client:
         wait_until(lambda: "mqtt broker not reached" in caplog.text)
         score(client)
-        assert metric(client, 'plumbline_results_waiting{to="mqtt"} 1.0')
+        assert waiting(client) == [1]
 
 
-def test_last_will(models: Path, broker: Mosquitto) -> None:
+def test_last_will(models: Path, broker: Mosquitto, tmp_path: Path) -> None:
     """Who is killed says nothing; the broker does."""
-    program = "from service.server import run; from service.settings import load_settings; run(load_settings())"
-    environment = {
-        "PLUMBLINE_MODELS": str(models),
-        "PLUMBLINE_PORT": "0",
-        "PLUMBLINE_RECORDS": "none",
-        "PLUMBLINE_MQTT_URL": f"mqtt://127.0.0.1:{broker.port}",
-    }
-    command = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, "-c", program]
-    with (
-        subscribed(broker) as subscriber,
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
-    ):
-        try:
-            assert process.stderr is not None
-            url = json.loads(process.stderr.readline())["url"]
-            wait_until(lambda: is_ready(url))
-            assert subscriber.next() == (STATUS, b"online")
-        finally:
-            process.kill()
+    mqtt_url = f"mqtt://127.0.0.1:{broker.port}"
+    with subscribed(broker) as subscriber, process(models, tmp_path / "log", mqtt_url=mqtt_url) as (service, _):
+        assert subscriber.next() == (STATUS, b"online")
+        service.kill()
         assert subscriber.next() == (STATUS, b"offline")
 
 
@@ -202,8 +191,8 @@ class TestSecure:
         with serve(models, mqtt_url=url, mqtt_ca=certificate if trusted else None) as client:
             wait_until(lambda: "mqtt broker not reached" in caplog.text)
             score(client)
-            assert metric(client, "plumbline_mqtt_connected 0.0")
-            assert metric(client, 'plumbline_results_waiting{to="mqtt"} 1.0')
+            assert connected(client) == [0]
+            assert waiting(client) == [1]
         assert "results not told" in caplog.text
 
 

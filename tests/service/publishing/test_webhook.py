@@ -20,7 +20,7 @@ from models.prediction import Verdict
 from service.publishing.webhook import target_of
 from service.settings import SettingsError, load_settings
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, encode, part, wait_until
+from tests.service.support import CATEGORY, answer_of, encode, metric, part, wait_until
 
 SECRET = "correct horse battery"
 
@@ -76,17 +76,11 @@ def say(handler: BaseHTTPRequestHandler, status: int, **headers: str) -> None:
 
 def score(client: httpx.Client, *, defective: bool = False) -> dict[str, Any]:
     image = encode(part(101 if defective else 100, defective=defective))
-    response = client.post(f"/v1/categories/{CATEGORY}/score", files={"image": image})
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    return answer_of(client.post(f"/v1/categories/{CATEGORY}/score", files={"image": image}))
 
 
 def count(client: httpx.Client, outcome: str, to: str = "webhook-1") -> float:
-    name = f'plumbline_results_published_total{{outcome="{outcome}",to="{to}"}} '
-    return next(
-        (float(line[len(name) :]) for line in client.get("/metrics").text.splitlines() if line.startswith(name)), 0
-    )
+    return metric(client, "plumbline_results_published_total", outcome=outcome, to=to)
 
 
 def is_genuine(secret: str, header: str, body: bytes, oldest_s: float = 300) -> bool:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,9 +19,8 @@ from tests.service.conftest import Serve
 from tests.service.records.conftest import Recording
 from tests.service.records.postgresql import PostgreSQL
 from tests.service.records.support import SCORE, metrics, score, stored
-from tests.service.support import assert_problem, encode, is_ready, part, wait_until
+from tests.service.support import assert_problem, encode, part, process, wait_until
 
-PROGRAM = "from service.server import run; from service.settings import load_settings; run(load_settings())"
 CLIENTS = 4
 
 
@@ -60,34 +56,17 @@ class Load:
                     self.answered.append(answer.json()["id"])
 
 
-@contextmanager
-def process(models: Path, **settings: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A service in a process of its own, and its URL."""
-    given = {"models": models, "port": 0, "threads": 1, "device": "cpu", **settings}
-    environment = os.environ | {f"PLUMBLINE_{name.upper()}": str(value) for name, value in given.items()}
-    command = [sys.executable, "-c", PROGRAM]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as started:
-        try:
-            assert started.stderr is not None
-            lines = (json.loads(line) for line in started.stderr)
-            url = next(line["url"] for line in lines if line["message"] == "listening")
-            threading.Thread(target=lambda: [None for _ in started.stderr or ()], daemon=True).start()
-            wait_until(lambda: is_ready(url))
-            yield started, url
-        finally:
-            started.kill()
-
-
 def ids(found: list[dict[str, Any]]) -> list[str]:
     return [str(record["id"]) for record in found]
 
 
 def test_killed_under_load_no_answered_inspection_is_lost(
-    recording: Recording, models: Path, records: Path, database: dict[str, str]
+    recording: Recording, models: Path, records: Path, database: dict[str, str], tmp_path: Path
 ) -> None:
     answered: list[str] = []
     for _ in range(2):
-        with process(models, records=records, **database) as (service, url), Load(url) as load:
+        started = process(models, tmp_path / "log", device="cpu", records=records, **database)
+        with started as (service, url), Load(url) as load:
             wait_until(lambda load=load: len(load.answered) >= 25)  # type: ignore[misc]
             service.send_signal(signal.SIGKILL)
         answered += load.answered
@@ -98,9 +77,12 @@ def test_killed_under_load_no_answered_inspection_is_lost(
     assert len(found) == len(set(found))
 
 
-def test_killed_while_the_database_is_gone(serve: Serve, models: Path, records: Path, postgresql: PostgreSQL) -> None:
+def test_killed_while_the_database_is_gone(
+    serve: Serve, models: Path, records: Path, postgresql: PostgreSQL, tmp_path: Path
+) -> None:
     database = {"records_url": postgresql.create("killed_while_gone")}
-    with process(models, records=records, **database) as (service, url), Load(url) as load:
+    started = process(models, tmp_path / "log", device="cpu", records=records, **database)
+    with started as (service, url), Load(url) as load:
         wait_until(lambda: len(load.answered) >= 5)
         with stopped(postgresql):
             before = len(load.answered)
