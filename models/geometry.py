@@ -8,12 +8,14 @@ Source: Sohn et al., ICLR 2021, sections 4.2 and B.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_Array = TypeVar("_Array", bound=NDArray[Any])
+if TYPE_CHECKING:  # reading a manifest needs no NumPy
+    from numpy.typing import NDArray
+
+_Array = TypeVar("_Array", bound="NDArray[Any]")
 
 
 class Box(BaseModel):
