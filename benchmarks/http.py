@@ -4,8 +4,9 @@ plumbline benchmark http --json
 
 The service and the load are processes of their own; the loop runs in this one, before and after each saturation, and
 never beside it. What is claimed: at saturation the service does at least 85 % of what the loop does; at 80 % of that
-load the slowest answers take at most three times what the usual ones do; at ten times its capacity every request that
-is accepted is answered before its deadline, and the others get 503 with Retry-After while memory stays flat.
+load, at a regular pace as from a line, the slowest answers take at most three times what the usual ones do (beside the
+loop at that pace, which shows what the machine does by itself); at ten times its capacity every request that is
+accepted is answered before its deadline, and the others get 503 with Retry-After while memory stays flat.
 """
 
 from __future__ import annotations
@@ -103,10 +104,12 @@ def measure(
         loop, saturated = statistics.median(loops), statistics.median(one["throughput"] for one in saturations)
         usual = {"rate": USUAL * saturated}
         long = {"seconds": 4 * seconds}
+        paced = _paced(detector, bodies, usual["rate"], 2 * seconds)
         at_usual = {
             arrivals: _phase(service, load.model_copy(update={**usual, **long, "arrivals": arrivals}))
             for arrivals in ("regular", "poisson")
         }
+        paced += _paced(detector, bodies, usual["rate"], 2 * seconds)
         overload = _phase(service, load.model_copy(update={"rate": OVERLOAD * saturated}))
     statuses = overload["statuses"]
     refused = sum(count for status, count in statuses.items() if status != "200")
@@ -116,6 +119,7 @@ def measure(
         "saturation_per_s": round(saturated, 3),
         "throughput_ratio": round(saturated / loop, 3),
         "p99_over_p50_regular": at_usual["regular"]["p99_over_p50"],
+        "p99_over_p50_in_process": round(_p99(paced) / statistics.median(paced), 2),
         "p99_over_p50_poisson": at_usual["poisson"]["p99_over_p50"],
         "overload_accepted_slowest_s": overload["slowest_s"],
         "overload_deadline_s": DEADLINE_S,
@@ -141,6 +145,21 @@ def _loop(detector: Detector, bodies: list[bytes], seconds: float) -> float:
     return done / elapsed
 
 
+def _paced(detector: Detector, bodies: list[bytes], rate: float, seconds: float) -> list[float]:
+    """As ``_loop``, at a regular pace: how long each took from when it was due, what this machine adds by itself."""
+    begun, took = time.monotonic(), []
+    for number in range(max(1, round(rate * seconds))):
+        due = begun + number / rate
+        time.sleep(max(0.0, due - time.monotonic()))
+        detector.predict([decode_image(bodies[number % len(bodies)])])
+        took.append(time.monotonic() - due)
+    return took
+
+
+def _p99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[98] if len(values) > 1 else values[0]
+
+
 def _phase(service: str, load: Load) -> dict[str, Any]:
     before = _metrics(service)
     with _watched(service) as rss:
@@ -154,16 +173,15 @@ def _phase(service: str, load: Load) -> dict[str, Any]:
         raise RuntimeError(f"{service} answered no request with 200")
     statuses = Counter(str(answer.status) for answer in outcome.answers)
     refused = sum(answer.status == 503 and answer.retry_after for answer in outcome.answers)
-    quantiles = statistics.quantiles(took, n=100, method="inclusive") if len(took) > 1 else took * 99
     grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
     batches, scanned = _total(grown, "plumbline_batch_images_count"), _total(grown, "plumbline_batch_images_sum")
     return {
         "requests": len(outcome.answers),
         "offered_per_s": None if load.rate is None else round(load.rate, 3),
         "throughput": round(len(took) / outcome.seconds, 3),
-        "p50_s": round(quantiles[49], 4),
-        "p99_s": round(quantiles[98], 4),
-        "p99_over_p50": round(quantiles[98] / quantiles[49], 2),
+        "p50_s": round(statistics.median(took), 4),
+        "p99_s": round(_p99(took), 4),
+        "p99_over_p50": round(_p99(took) / statistics.median(took), 2),
         "slowest_s": round(took[-1], 3),
         "statuses": dict(statuses),
         "refused_with_retry_after": refused,

@@ -45,6 +45,7 @@ def test_figures(models: Path, images: list[Path], monkeypatch: pytest.MonkeyPat
         assert phase["images_per_batch"] >= 1
         assert phase["client_cpu_share"] > 0
         assert phase["rss_highest_bytes"] >= phase["rss_last_bytes"] > 0
+    assert figures["p99_over_p50_in_process"] >= 1
     usual = figures["usual"]["poisson"]
     assert usual["offered_per_s"] == pytest.approx(0.8 * figures["saturation_per_s"], rel=0.01)
     assert figures["overload_accepted_slowest_s"] <= figures["overload_deadline_s"] + 1
