@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("mobilenet_v2", "resnet18", "wide_resnet50_2"),
         help="pretrained_patch's network, with ImageNet's weights (default: mobilenet_v2)",
     )
-    model.add_argument("--width", type=positive_integer, help="channels of dense_patch's first stage")
+    width = model.add_mutually_exclusive_group()
+    width.add_argument("--size", choices=("small", "base", "large"), help="dense_patch's width by name (default: base)")
+    width.add_argument("--width", type=positive_integer, help="channels of dense_patch's first stage (default: 32)")
     model.add_argument(
         "--density", metavar="NAME", help="one-class classifier (default: kernel_density); the README lists them"
     )
@@ -145,11 +147,15 @@ def _train_all(
 
 def _configuration(options: argparse.Namespace) -> FitConfiguration:
     from models.densities import DENSITIES
-    from models.encoders import ENCODERS
+    from models.encoders import ENCODERS, WIDTHS
     from training.fit import FitConfiguration
     from training.pretext import PRETEXTS
 
     default = FitConfiguration()
+    if options.size:
+        if (options.encoder or default.detector.encoder.name) != "dense_patch":
+            raise UsageError(f"--size has no use: it names widths of dense_patch, not of {options.encoder}")
+        options.width = WIDTHS[options.size]
     encoder = member("encoder", default.detector.encoder.name, ENCODERS, options)
     density = member("density", default.detector.density.name, DENSITIES, options)
     pretext = member("pretext", default.training.pretext.name, PRETEXTS, options)

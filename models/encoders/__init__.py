@@ -7,13 +7,14 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.encoders.base import Encoder, as_input, encode_per_window, extract_windows
-from models.encoders.dense_patch import DensePatch, Embedding
+from models.encoders.dense_patch import WIDTHS, DensePatch, Embedding, Size
 from models.encoders.pretrained_patch import Backbone, PretrainedPatch, WeightsError
 from models.encoders.resnet18_patch import ResNet18Patch
 from models.geometry import ScanGeometry
 
 __all__ = [
     "ENCODERS",
+    "WIDTHS",
     "DensePatch",
     "DensePatchConfiguration",
     "Encoder",
@@ -36,8 +37,13 @@ class DensePatchConfiguration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["dense_patch"] = "dense_patch"
-    width: int = Field(default=32, ge=1, le=512)
+    width: int = Field(default=WIDTHS["base"], ge=1, le=512)
     embedding: Embedding = "stages"
+
+    @property
+    def size(self) -> Size | None:
+        """The name of this width; None where it has none."""
+        return next((size for size, width in WIDTHS.items() if width == self.width), None)
 
 
 class PretrainedPatchConfiguration(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -13,6 +14,10 @@ from models.encoders.base import Encoder, FeatureGrid
 from models.geometry import ScanGeometry
 
 Embedding = Literal["last", "stages"]
+Size = Literal["small", "base", "large"]
+
+WIDTHS: Mapping[Size, int] = {"small": 16, "base": 32, "large": 64}
+"""The width of every named size. Depth is one: six 3x3 convolutions at these jumps are what 32 pixels hold."""
 
 # The last block of each stage: pixels between its outputs, and how many of them a window's side holds.
 STAGES = {0: (1, 27), 2: (2, 11), 4: (4, 3), 5: (4, 1)}

@@ -66,6 +66,8 @@ def test_every_verb_takes_json_and_a_device(run: Run, verb: str) -> None:
         (("models", "show", CATEGORY, "one"), ("one",)),
         (("benchmark", "sprint"), ("sprint", "scan")),
         (("demo", "--steps", "-5"), ("--steps", "-5")),
+        (("train", CATEGORY, "--data", "{data}", "--size", "huge"), ("huge", "small", "base", "large")),
+        (("train", CATEGORY, "--data", "{data}", "--size", "small", "--width", "8"), ("--size", "--width")),
     ],
     ids=lambda value: " ".join(value),
 )

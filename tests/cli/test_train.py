@@ -18,6 +18,7 @@ from rich.console import Console
 
 from cli.progress import TrainingBar, training_bar
 from models.detector import Detector
+from models.encoders import WIDTHS
 from models.operation import Operations
 from models.store import ModelStore
 from tests.cli.conftest import Run
@@ -126,6 +127,22 @@ def test_light_reaches_cutpaste(run: Run, data: Path, places: tuple[str, ...], t
     manifest = json.loads((ModelStore(tmp_path / "models").folder(CATEGORY, 1) / "manifest.json").read_text())
     pretext = manifest["configuration"]["training"]["fit"]["training"]["pretext"]
     assert (pretext["name"], pretext["light"]) == ("cutpaste", 0.7)
+
+
+def test_a_size_names_the_width(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
+    arguments = ("--pretext", "none", "--size", "small", "--bank-size", "200", *COMPUTE)
+    outcome = run("train", CATEGORY, "--data", data, *places, *arguments)
+    assert outcome.status == 0, outcome.errors
+    manifest = json.loads((ModelStore(tmp_path / "models").folder(CATEGORY, 1) / "manifest.json").read_text())
+    assert manifest["configuration"]["detector"]["encoder"]["width"] == WIDTHS["small"]
+
+
+def test_a_size_is_refused_for_a_network_that_has_none(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path
+) -> None:
+    arguments = ("--encoder", "resnet18_patch", "--size", "small", *COMPUTE)
+    run("train", CATEGORY, "--data", data, *places, *arguments).assert_refused(2, "--size", "resnet18_patch")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_pretext_task_brings_its_own_settings_and_options_win(

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from models.encoders import (
+    WIDTHS,
     DensePatch,
     DensePatchConfiguration,
     Encoder,
@@ -162,8 +163,9 @@ def test_so_it_is_in_the_memory_layout_that_a_detector_uses(configuration: type)
         assert largest_difference(encoder(images.to(memory_format=torch.channels_last)), per_window) <= TOLERANCE
 
 
-def test_so_it_is_for_the_default_width() -> None:
-    encoder = build(DensePatchConfiguration, width=DensePatchConfiguration().width)
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_so_it_is_for_every_named_size(width: int) -> None:
+    encoder = build(DensePatchConfiguration, width=width)
     trained(encoder)
     images = random_images(1, PATCH + 2 * STRIDE + 1)
     with torch.inference_mode():
@@ -291,6 +293,11 @@ def test_dense_patch_has_features_of_eight_times_its_width(width: int) -> None:
     encoder = build(DensePatchConfiguration, width=width)
     assert encoder.feature_dimension == 8 * width
     assert encoder.features(random_images(1, PATCH)).shape == (1, 8 * width, 1, 1)
+
+
+def test_dense_patch_has_named_sizes() -> None:
+    assert {DensePatchConfiguration(width=width).size: width for width in WIDTHS.values()} == WIDTHS
+    assert (DensePatchConfiguration().size, DensePatchConfiguration(width=24).size) == ("base", None)
 
 
 def test_dense_patch_embeds_as_the_paper_does_or_by_every_stage() -> None:
