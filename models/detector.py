@@ -116,7 +116,7 @@ class Scan:
     def scores_and_embeddings(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Score maps (B, h, w) and embeddings (B, D, h, w) of what ``pixels`` gives, on the device."""
         embeddings = self.encoder(pixels)
-        return -self.density.score_map(self.encoder, pixels, embeddings).to(self.device), embeddings
+        return -self.density.score_map(self.encoder, pixels, embeddings), embeddings
 
     def pixels(self, images: NDArray[np.uint8]) -> Tensor:
         """Inputs (B, S, S, 3) as an encoder takes them: (B, 3, S, S) in [0, 1], on the device."""

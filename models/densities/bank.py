@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,15 +37,20 @@ class Bank:
 
     def __init__(self, index: Any, device: torch.device) -> None:
         self._index = index
-        memory = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
-        self.vectors = torch.from_numpy(memory).to(device)
+        self.vectors = torch.from_numpy(_memory(index)).to(device)
         self._on_gpu = device.type == "cuda" and faiss.get_num_gpus() > 0
 
     @classmethod
-    def of(cls, X: NDArray[np.float32], device: torch.device) -> Self:
-        """A bank of the embeddings (N, D)."""
-        index = faiss.IndexFlatL2(X.shape[1])
-        index.add(X)
+    def of(cls, parts: Iterable[Tensor], count: int, dimension: int, device: torch.device) -> Self:
+        """A bank of ``count`` embeddings that come in parts (n, D), on whatever device; it alone holds them."""
+        index = faiss.IndexFlatL2(dimension)
+        index.codes.resize(count * index.code_size)  # ``add`` would copy from an array that is as large
+        index.ntotal = count
+        vectors, row = torch.from_numpy(_memory(index)), 0
+        for part in parts:
+            vectors[row : row + len(part)] = part
+            row += len(part)
+        assert row == count
         return cls(index, device)
 
     @classmethod
@@ -81,6 +87,12 @@ class Bank:
             found = self._index.search(queries.cpu(), count)
         distances, neighbours = (tensor.to(self.vectors.device) for tensor in found)
         return distances, neighbours
+
+
+def _memory(index: Any) -> NDArray[np.float32]:
+    """What a flat index holds, (N, D), where it lies."""
+    held: NDArray[np.float32] = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
+    return held.reshape(index.ntotal, index.d)
 
 
 _of_thread = threading.local()
@@ -124,10 +136,11 @@ class BankDensity(Density):
         if not np.isfinite(X).all():
             raise ValueError(NOT_FINITE)
         more = type(self)(self.configuration, self.device)
-        more.bank = Bank.of(np.concatenate([self.bank.vectors.cpu().numpy(), X.astype(np.float32)]), self.device)
+        parts = self.bank.vectors, torch.from_numpy(X.astype(np.float32))
+        more.bank = Bank.of(parts, len(self.bank) + len(X), self.dimension, self.device)
         more._adopt({**self.state, "samples": torch.tensor(len(more.bank))})
         return more
 
     def _fit(self, X: NDArray[np.float32]) -> dict[str, Tensor]:
-        self.bank = Bank.of(X, self.device)
+        self.bank = Bank.of([torch.from_numpy(X)], len(X), X.shape[1], self.device)
         return {}

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.encoders import Encoder
 
 DENSITY_FILE = "density.safetensors"
+NOTHING_LEARNED = "this {} has learned nothing: call fit first"
 NOT_FINITE = "embeddings must be finite; found NaN or infinity"
 
 
@@ -89,7 +90,7 @@ class Density(ABC):
             ValueError: on another dimension than ``fit`` saw, or values that are not finite.
         """
         if not self.dimension:
-            raise RuntimeError(f"this {type(self).__name__} has learned nothing: call fit first")
+            raise RuntimeError(NOTHING_LEARNED.format(type(self).__name__))
         queries = X if isinstance(X, Tensor) else torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise ValueError(f"expected embeddings (n, {self.dimension}), not {tuple(queries.shape)}")
@@ -107,10 +108,19 @@ class Density(ABC):
             embeddings: (B, D, h, w), what the encoder makes of the images, where that is known already.
 
         Returns:
-            (B, h, w) float32.
+            (B, h, w) float32 on the device.
+
+        Raises:
+            RuntimeError: before ``fit``.
+            ValueError: the encoder's embeddings are not finite.
         """
+        if not self.dimension:
+            raise RuntimeError(NOTHING_LEARNED.format(type(self).__name__))
         of_windows = (encoder(images) if embeddings is None else embeddings).permute(0, 2, 3, 1)  # (B, h, w, D)
-        scores = torch.from_numpy(self.score_samples(of_windows.flatten(0, 2)))
+        with torch.no_grad():  # an encoder in channels_last has laid them out like that: flattened without a copy
+            scores = self.scores(of_windows.flatten(0, 2))
+        if not torch.isfinite(scores).all():  # a NaN score would compare as good with every threshold
+            raise ValueError(NOT_FINITE)
         return scores.view(of_windows.shape[:3])
 
     @abstractmethod

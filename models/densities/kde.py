@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from models.densities.bank import BankDensity
-from models.densities.kernel import LogKernelSum, paper_gamma
+from models.densities.bank import Bank, BankDensity
+from models.densities.kernel import LogKernelSum, StreamedGamma
+from models.densities.stream import EmbeddingStream, HeldEmbeddings
+
+Computed = Literal["exact", "neighbours"]
+"""The ways in which a sum is computed; an artifact names one by its place here, so a new one goes to the end."""
 
 
 class KernelDensityConfiguration(BaseModel):
@@ -28,7 +32,7 @@ class KernelDensityConfiguration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["kernel_density"] = "kernel_density"
-    mode: Literal["exact", "neighbours"] = "exact"
+    mode: Computed = "exact"
     neighbours: int = Field(default=32, ge=1)
     gamma: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
@@ -48,6 +52,7 @@ class KernelDensity(BankDensity):
 
     Attributes:
         gamma: set by ``fit``.
+        mode: how the sum is computed; what ``fit`` made of the configuration's.
     """
 
     configuration: KernelDensityConfiguration
@@ -57,21 +62,54 @@ class KernelDensity(BankDensity):
     ) -> None:
         super().__init__(configuration or KernelDensityConfiguration(), device)
         self.gamma = math.nan
+        self.mode: Computed = "exact"
+
+    def fit_stream(self, stream: EmbeddingStream) -> Self:
+        """As ``fit``, of embeddings that need not be in memory.
+
+        Raises:
+            ValueError: as ``fit``.
+        """
+        self.check_samples(stream.count)
+        learned = self._learn(stream)
+        self._adopt({"samples": torch.tensor(stream.count), "dimension": torch.tensor(stream.dimension), **learned})
+        return self
 
     def scores(self, queries: Tensor) -> Tensor:
         """Log density up to the kernel's constant: (n, D) -> (n,)."""
-        if self.configuration.mode == "exact":
-            log_sum = self._log_sum(queries)
-        else:  # no more neighbours than there are
-            count = min(self.configuration.neighbours, len(self.bank))
-            log_sum = (-self.gamma * self.bank.squared_distances(queries, count)).logsumexp(dim=1)
         # A mean of kernels is at most 1; rounding can put its logarithm just above 0.
-        return torch.clamp_max((log_sum - math.log(len(self.bank))) / self.gamma, 0)
+        return torch.clamp_max((self._log_sum(queries) - self._log_samples) / self.gamma, 0)
+
+    def facts(self) -> dict[str, Any]:
+        return {**super().facts(), "mode": self.mode}
 
     def _fit(self, X: NDArray[np.float32]) -> dict[str, Tensor]:
-        gamma = paper_gamma(X) if self.configuration.gamma is None else self.configuration.gamma
-        return {**super()._fit(X), "gamma": torch.tensor(gamma, dtype=torch.float64)}
+        return self._learn(HeldEmbeddings(torch.from_numpy(X)))
+
+    def _learn(self, stream: EmbeddingStream) -> dict[str, Tensor]:
+        gamma = StreamedGamma()
+        self.bank = Bank.of(map(gamma.seeing, stream), stream.count, stream.dimension, self.device)
+        mode = get_args(Computed).index(self.configuration.mode)
+        return {
+            "gamma": torch.tensor(self.configuration.gamma or gamma.value(), dtype=torch.float64),
+            "mode": torch.tensor(mode),
+        }
 
     def _prepare(self, state: Mapping[str, Tensor]) -> None:
         self.gamma = float(state["gamma"])
-        self._log_sum = LogKernelSum(self.bank.vectors, self.gamma)
+        self._log_samples = math.log(int(state["samples"]))
+        # Artifacts of before 1.1 do not name the mode: it was the configuration's.
+        self.mode = get_args(Computed)[int(state["mode"])] if "mode" in state else self.configuration.mode
+        self._log_sum = self._summing()
+
+    def _summing(self) -> Callable[[Tensor], Tensor]:
+        """What gives log( sum_y exp(-gamma ||x - y||^2) ) of queries (n, D): (n,)."""
+        match self.mode:
+            case "exact":
+                return LogKernelSum(self.bank.vectors, self.gamma)
+            case "neighbours":
+                return self._nearest_log_sum
+
+    def _nearest_log_sum(self, queries: Tensor) -> Tensor:
+        count = min(self.configuration.neighbours, len(self.bank))  # no more neighbours than there are
+        return (-self.gamma * self.bank.squared_distances(queries, count)).logsumexp(dim=1)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 GAMMA_NUMERATOR = 10.0  # the paper's bandwidth: ten times scikit-learn's "scale"
+NO_VARIANCE = 2.0**-48  # of the mean's square: less is only how float32 rounds
 QUERY_TILE, CENTRE_TILE = 512, 4096  # the tile of the kernel matrix held at once: 8 MB in float32
 
 
@@ -19,10 +20,40 @@ def paper_gamma(X: NDArray[np.float32]) -> float:
     Raises:
         ValueError: if X is constant; gamma would be infinite.
     """
-    variance = float(X.var(dtype=np.float64))
+    return _gamma(X.shape[1], float(X.var(dtype=np.float64)))
+
+
+def _gamma(dimension: int, variance: float) -> float:
     if variance == 0:
         raise ValueError("the embeddings are all the same: gamma = 10 / (D Var) does not exist; set gamma")
-    return float(GAMMA_NUMERATOR / (X.shape[1] * variance))
+    return float(GAMMA_NUMERATOR / (dimension * variance))
+
+
+class StreamedGamma:
+    """``paper_gamma`` of embeddings that come in parts; the parts' moments are merged (Chan, Golub, LeVeque, 1979)."""
+
+    def __init__(self) -> None:
+        self._entries, self._mean, self._squares = 0, 0.0, 0.0  # squares: of the distances to the mean
+        self._dimension = 0
+
+    def seeing(self, part: Tensor) -> Tensor:
+        """Take embeddings (n, D) into account, and give them back."""
+        entries, whole = part.numel(), self._entries + part.numel()
+        variance, mean = torch.var_mean(part.double(), correction=0)
+        apart = float(mean) - self._mean
+        self._squares += float(variance) * entries + apart**2 * self._entries * entries / whole
+        self._mean += apart * entries / whole
+        self._entries, self._dimension = whole, part.shape[1]
+        return part
+
+    def value(self) -> float:
+        """gamma.
+
+        Raises:
+            ValueError: if all that was seen is constant.
+        """
+        variance = self._squares / self._entries
+        return _gamma(self._dimension, variance if variance > NO_VARIANCE * self._mean**2 else 0)
 
 
 class LogKernelSum:

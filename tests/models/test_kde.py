@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from scipy.special import logsumexp
 from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 
 from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities.base import DENSITY_FILE
 from models.densities.kernel import CENTRE_TILE, QUERY_TILE
+from models.densities.stream import PART, HeldEmbeddings
 from tests.models.embeddings import squared_distances, unit_vectors
 
 TOLERANCE = 1e-5
@@ -113,6 +116,14 @@ def test_gamma_is_the_papers_unless_set(mode: str) -> None:
     assert density(mode, gamma=2.5).fit(X).gamma == 2.5
 
 
+@modes
+def test_a_stream_is_fitted_as_an_array_is(mode: str) -> None:
+    X, Q = unit_vectors(2 * PART + 5, 24, 0) + 3, unit_vectors(50, 24, 1) + 3  # moments that cancel
+    streamed = density(mode).fit_stream(HeldEmbeddings(torch.from_numpy(X)))
+    assert streamed.gamma == pytest.approx(10 / (24 * X.astype(np.float64).var()), rel=1e-9)
+    np.testing.assert_array_equal(streamed.score_samples(Q), density(mode).fit(X).score_samples(Q))
+
+
 @pytest.mark.parametrize("times", [2, 3, 50])
 def test_repeating_the_bank_changes_no_exact_score(times: int) -> None:
     X, Q = unit_vectors(201, 24, 0), unit_vectors(50, 24, 1)
@@ -198,3 +209,15 @@ def test_cuda_scores_as_the_cpu_does(mode: str, tmp_path: Path) -> None:
     on_cuda.save(tmp_path)
     loaded = KernelDensity(kde.configuration, "cuda").restore(tmp_path)
     np.testing.assert_allclose(loaded.score_samples(Q), expected, rtol=0, atol=TOLERANCE)
+
+
+@modes
+def test_a_density_that_names_no_mode_is_of_the_configurations(mode: str, tmp_path: Path) -> None:
+    """Artifacts of before 1.1."""
+    X, Q = unit_vectors(90, 24, 0), unit_vectors(50, 24, 1)
+    kde = density(mode, neighbours=5).fit(X)
+    kde.save(tmp_path)
+    save_file({name: kde.state[name] for name in ("samples", "dimension", "gamma")}, tmp_path / DENSITY_FILE)
+    restored = KernelDensity(kde.configuration).restore(tmp_path)
+    assert restored.facts() == {"samples": 90, "dimension": 24, "gamma": kde.gamma, "mode": mode}
+    np.testing.assert_array_equal(restored.score_samples(Q), kde.score_samples(Q))
