@@ -1,0 +1,216 @@
+"""What a small density loses against the exact kernel density over every window of every good image, and what it costs.
+
+python -m benchmarks.compression bottle pill --data DATA --models MODELS --out compression --json
+
+It looks at test images, and is a study of the modes, not a way to choose settings of a detector. Each line is kept when
+it is finished: run again, it goes on. All densities share the gamma of the whole bank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from benchmarks.embedded import Embedded, Outcome, find_data, load_active, points
+from benchmarks.timing import interleave, machine
+from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities.kernel import LogKernelSum
+from models.device import set_threads
+from training.bootstrap import interval, resampled
+
+SIZES = (2000, 4096)  # embeddings of a bank
+SEEDS = 5
+KINDS = ("image", "pixel")
+TIMED = 1024  # queries that exact and compressed are timed on, in turns
+ROUNDS = 3
+RANKED = 200_000  # windows that a rank correlation is taken over
+
+
+class Setting(NamedTuple):
+    """A density to study: of ``kind`` ``random`` or ``neighbours``, on a random bank of ``size`` embeddings."""
+
+    kind: str
+    size: int
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        """Its name without the seed."""
+        return f"{self.kind}-{self.size}"
+
+
+def settings(sizes: Sequence[int], seeds: int) -> list[Setting]:
+    """Every setting, seed after seed, so that an early end leaves each of them some."""
+    kinds = ("random", "neighbours")
+    return [Setting(kind, size, seed) for seed in range(seeds) for size in sizes for kind in kinds]
+
+
+def study(ground: Embedded, wanted: Sequence[Setting]) -> list[dict[str, Any]]:
+    """A line for the exact density, and one for each setting over its seeds.
+
+    Returns:
+        AUROC in points; its change against exact, of the mean over the seeds, with the 95 % paired bootstrap interval,
+        and of each seed; how far window scores lie apart; milliseconds an image, and exact's over them, of seed 0.
+    """
+    category = ground.detector.category
+    exact = Exact(torch.from_numpy(ground.bank), ground.gamma)
+    reference = exact_maps(ground, exact)
+    counts = resampled(ground.labels)
+    truth = ground.cell("exact", lambda: areas(ground.outcome(reference), counts))
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for number, setting in enumerate(wanted, 1):
+        say(f"{category}: {number} of {len(wanted)}, {setting.title}, seed {setting.seed}")
+        name = f"{setting.title}-{setting.seed}"
+        cell = ground.cell(name, partial(measure, ground, setting, exact, reference, counts))
+        lines.setdefault(setting.title, []).append(cell)
+    of_all = {"category": category, "density": "exact", "bank": len(ground.bank), "test_images": len(ground.test)}
+    intervals = {f"{kind}_interval": _points(interval(np.array(truth[f"{kind}_samples"]))) for kind in KINDS}
+    return [
+        {**of_all, **{f"{kind}_auroc": points(truth[kind]) for kind in KINDS}, **intervals},
+        *({"category": category, "density": title, **summary(cells, truth)} for title, cells in lines.items()),
+    ]
+
+
+class Exact:
+    """The kernel density over all of a bank that may be on disk, scored as ``KernelDensity`` scores."""
+
+    def __init__(self, bank: Tensor, gamma: float) -> None:
+        self.gamma = gamma
+        self._log_sum = LogKernelSum(bank, gamma)
+        self._log_samples = math.log(len(bank))
+
+    def __call__(self, queries: Tensor) -> Tensor:
+        """(n, D) -> (n,)."""
+        return (self._log_sum(queries) - self._log_samples) / self.gamma
+
+
+def exact_maps(ground: Embedded, exact: Exact) -> NDArray[np.float32]:
+    """Exact score maps of the test images (n, h, w); each is kept when it is there."""
+    side = ground.geometry.grid_size
+    path = ground.folder / "exact.npy"
+    if not path.exists():
+        np.save(path, np.full((len(ground.test), side, side), np.nan, dtype=np.float32))
+    maps = np.load(path, mmap_mode="r+")
+    missing = np.flatnonzero(np.isnan(maps).any(axis=(1, 2)))
+    started = time.monotonic()
+    for done, number in enumerate(missing, 1):
+        with torch.inference_mode():
+            maps[number] = -exact(torch.from_numpy(ground.test[number])).numpy().reshape(side, side)
+        maps.flush()
+        left = (time.monotonic() - started) / done * (len(missing) - done) / 60
+        say(f"{ground.detector.category}: exact scores, {done} of {len(missing)} images, {left:.0f} minutes left")
+    return np.asarray(maps)
+
+
+def measure(
+    ground: Embedded, setting: Setting, exact: Exact, reference: NDArray[np.float32], counts: NDArray[np.float64]
+) -> dict[str, Any]:
+    """One setting with one seed: AUROC of the test images and of samples of them, distances, time and size."""
+    started = time.perf_counter()
+    density = fitted(ground, setting)
+    cell: dict[str, Any] = {"fit_seconds": time.perf_counter() - started}
+    maps = ground.score_maps(density.scores)
+    apart = maps - reference
+    some = np.random.default_rng(0).choice(maps.size, min(maps.size, RANKED), replace=False)
+    cell |= areas(ground.outcome(maps), counts) | {
+        "mean_difference": float(apart.mean()),
+        "deviation": float(apart.std()),
+        "largest_difference": float(np.abs(apart).max()),
+        "spearman": float(spearmanr(maps.ravel()[some], reference.ravel()[some]).statistic),
+    }
+    if setting.seed == 0:
+        queries = torch.from_numpy(ground.test[0][:TIMED])
+        with torch.inference_mode():
+            timings = interleave({"this": lambda: density.scores(queries), "exact": lambda: exact(queries)}, ROUNDS)
+        of_image = ground.geometry.grid_size**2 / len(queries)
+        cell |= {
+            "milliseconds": of_image * timings["this"].milliseconds,
+            "exact_milliseconds": of_image * timings["exact"].milliseconds,
+            "times_faster": timings["exact"].ratio(timings["this"]),
+        }
+    return cell
+
+
+def fitted(ground: Embedded, setting: Setting) -> KernelDensity:
+    """The density of a setting, on a random bank."""
+    random = np.random.default_rng(setting.seed)
+    chosen = np.sort(random.choice(len(ground.bank), min(setting.size, len(ground.bank)), replace=False))
+    mode: Literal["exact", "neighbours"] = "neighbours" if setting.kind == "neighbours" else "exact"
+    return KernelDensity(KernelDensityConfiguration(mode=mode, gamma=ground.gamma)).fit(ground.bank[chosen])
+
+
+def areas(outcome: Outcome, counts: NDArray[np.float64]) -> dict[str, Any]:
+    """Image and pixel AUROC of the test images, and of every sample of them."""
+    found: dict[str, Any] = {}
+    for kind, wins in zip(KINDS, outcome, strict=True):
+        found |= {kind: float(wins.auroc()[0]), f"{kind}_samples": wins.auroc(counts).round(7).tolist()}
+    return found
+
+
+def summary(cells: Sequence[dict[str, Any]], truth: dict[str, Any]) -> dict[str, Any]:
+    """One setting over its seeds, against exact."""
+    line: dict[str, Any] = {"banks": len(cells)}
+    for kind in KINDS:
+        changes = np.array([cell[kind] for cell in cells]) - truth[kind]
+        samples = np.mean([cell[f"{kind}_samples"] for cell in cells], axis=0) - np.array(truth[f"{kind}_samples"])
+        line |= {
+            f"{kind}_change": points(float(changes.mean())),
+            f"{kind}_change_interval": _points(interval(samples)),
+            f"{kind}_changes": _points(changes.tolist()),
+        }
+    for name in ("spearman", "deviation", "largest_difference", "fit_seconds"):
+        line[name] = float(np.median([cell[name] for cell in cells]))
+    return line | {name: cells[0][name] for name in ("milliseconds", "exact_milliseconds", "times_faster")}
+
+
+def say(text: str) -> None:
+    """Tell how it goes, beside the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _points(shares: Sequence[float]) -> list[float]:
+    return [points(share) for share in shares]
+
+
+def main() -> None:
+    """Study the active versions of categories."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("categories", nargs="+", metavar="CATEGORY")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of data sets")
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("compression"), help="what is finished (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of banks (default: 2000 4096)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="banks of each (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    options = parser.parse_args()
+    set_threads(options.threads)
+    facts = machine()
+    wanted = settings(options.sizes, options.seeds)
+    lines = []
+    for category in options.categories:
+        data, detector = find_data(options.data, category), load_active(options.models, category)
+        ground = Embedded(detector, data, options.out / category, options.limit)
+        for line in study(ground, wanted):
+            lines.append(line)
+            print(json.dumps(line), flush=True)
+    if options.json:
+        print(json.dumps({"lines": lines, "machine": facts}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What a detector makes of a category's images, kept on disk: the ground on which studies of densities compare.
+
+A study's folder has one folder a category, and may be interrupted at any time:
+
+    study.json       which detector, and how many test images
+    bank.npy         the embedding of every window of every image that the detector was fitted on (N, D)
+    test.npy         those of the test images (n, h * w, D)
+    cells/<name>.json    a line of the study each, once it is finished
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.densities import paper_gamma
+from models.detector import Detector
+from models.heatmap import peak_window
+from models.store import ModelStore
+from models.store_files import write_file
+from training.bootstrap import Wins
+from training.data import GOOD, DataError, load_images, load_mask, open_dataset, split_calibration
+from training.evaluation import shown_pixels
+from training.fit import FitConfiguration
+
+MAPS = 16  # upsampled together
+Floats = NDArray[np.float32]
+
+
+class Outcome(NamedTuple):
+    """How one way of scoring ranks images and pixels."""
+
+    image: Wins
+    pixel: Wins
+
+
+class Embedded:
+    """The embeddings of a category's images by the first member of a detector.
+
+    Args:
+        detector: as it was loaded from a store.
+        data: folder of data sets, as ``open_dataset`` takes it.
+        folder: where the embeddings are kept; made if missing.
+        limit: at most so many test images, at even distances; None for all.
+        part: of the windows of good images only this share, drawn at random; None for all.
+
+    Raises:
+        DataError: the folder belongs to another detector or number of images.
+
+    Attributes:
+        bank: (N, D) of the good images that the detector was fitted on, on disk.
+        test: (n, h * w, D), likewise.
+        labels: (n,), True where defective.
+    """
+
+    def __init__(
+        self, detector: Detector, data: Path, folder: Path, limit: int | None = None, part: int | None = None
+    ) -> None:
+        self.detector, self.folder = detector, folder
+        self.scan = detector.scan.members[0]
+        self.geometry = detector.geometry
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+        self._claim({"detector": detector.manifest.digest if detector.manifest else None, "limit": limit, "part": part})
+        dataset = open_dataset(data, detector.category)
+        fit = FitConfiguration.model_validate(detector.training["fit"])
+        fitting, _ = split_calibration(
+            dataset.train, fraction=fit.calibration_fraction, seed=fit.training.seed, group_pattern=fit.group_pattern
+        )
+        samples = dataset.test if limit is None else dataset.test[:: -(-len(dataset.test) // limit)]
+        shown = load_images(
+            [sample.path for sample in samples],
+            size=self.geometry.image_size,
+            mode=self.scan.configuration.resize,
+        )
+        self.images, self.placements = shown.images, shown.placements
+        self.masks = np.stack(
+            [load_mask(sample, placement) for sample, placement in zip(samples, self.placements, strict=True)]
+        )
+        self.labels = np.array([sample.defect != GOOD for sample in samples])
+        if (self.labels & ~self.masks.any(axis=(1, 2))).any():
+            raise DataError(f"{dataset.root}: a study of pixels needs the ground truth of every defective image")
+        windows = self.geometry.grid_size**2
+        of_each = windows if part is None else min(windows, max(1, round(part / len(fitting))))
+        self.test = self._kept("test", shown.images, windows).reshape(len(samples), windows, -1)
+        self.bank = self._kept("bank", lambda: self._load(fitting), of_each)
+
+    def _claim(self, identity: dict[str, Any]) -> None:
+        path = self.folder / "study.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else identity
+        if found != identity:
+            raise DataError(f"{self.folder} belongs to {found}, not to {identity}; name another folder (--out)")
+        write_file(path, json.dumps(identity) + "\n")
+
+    def _load(self, paths: Sequence[Path]) -> NDArray[np.uint8]:
+        return load_images(paths, size=self.geometry.image_size, mode=self.scan.configuration.resize).images
+
+    def _kept(self, name: str, images: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]], of_each: int) -> Floats:
+        """Embeddings of ``of_each`` random windows of every image, from disk where they are there already."""
+        path = self.folder / f"{name}.npy"
+        if not path.exists():
+            images = images() if callable(images) else images
+            random = np.random.default_rng(0)
+            partial = path.with_suffix(".partial")
+            shape = (len(images) * of_each, self.scan.encoder.dimension)
+            array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
+            for number, image in enumerate(images):
+                embeddings = self.scan.embed(image[None]).flatten(0, 2).cpu().numpy()
+                if of_each < len(embeddings):
+                    embeddings = embeddings[random.choice(len(embeddings), of_each, replace=False)]
+                array[number * of_each : (number + 1) * of_each] = embeddings
+            array.flush()
+            partial.rename(path)
+        # Copy on write: a tensor may be made of it, and what is on disk stays.
+        kept: Floats = np.load(path, mmap_mode="c")
+        return kept
+
+    @cached_property
+    def gamma(self) -> float:
+        """The paper's, of the whole bank: all densities that are compared share it."""
+        return float(self.cell("gamma", lambda: {"gamma": paper_gamma(self.bank)})["gamma"])
+
+    @cached_property
+    def shown(self) -> NDArray[np.bool_] | None:
+        """The pixels that show the images and not padding; None where all do."""
+        return shown_pixels(self.placements) if self.scan.configuration.resize == "letterbox" else None
+
+    def score_maps(self, density: Callable[[Tensor], Tensor]) -> Floats:
+        """What a density says of the test images, anomalous upwards: of its scores of (n, D), (n, h, w)."""
+        side = self.geometry.grid_size
+        with torch.inference_mode():
+            maps = [-density(torch.from_numpy(queries)).cpu().numpy() for queries in self.test]
+        return np.stack(maps).reshape(-1, side, side)
+
+    def outcome(self, score_maps: Floats) -> Outcome:
+        """How score maps (n, h, w) of the test images rank images and pixels."""
+        parts = torch.split(torch.from_numpy(score_maps).to(self.scan.device), MAPS)
+        maps = np.concatenate([self.scan.upsample(part).cpu().numpy() for part in parts])
+        peaks = np.array(
+            [
+                score_map[peak_window(score_map, self.geometry, placement.content)]
+                for score_map, placement in zip(score_maps, self.placements, strict=True)
+            ]
+        )
+        return Outcome(Wins.of_images(self.labels, peaks), Wins.of_pixels(maps, self.masks, self.shown))
+
+    def cell(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What was kept under a name, or else is made now, and kept."""
+        path = self.folder / "cells" / f"{name}.json"
+        if not path.exists():
+            write_file(path, json.dumps(make()) + "\n")
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+
+def load_active(models: Path, category: str) -> Detector:
+    """The active version of a category.
+
+    Raises:
+        DataError: there is none.
+    """
+    store = ModelStore(models)
+    version = store.active(category)
+    if version is None:
+        raise DataError(f"{models}: {category} has no active version")
+    return Detector.load(store.folder(category, version))
+
+
+def find_data(folders: Sequence[Path], category: str) -> Path:
+    """The first of the folders of data sets that has a category.
+
+    Raises:
+        DataError: none has.
+    """
+    for folder in folders:
+        if (folder / category).is_dir():
+            return folder
+    raise DataError(f"{category} is in none of {', '.join(map(str, folders))}")
+
+
+def points(share: float) -> float:
+    """A share in points, to the thousandth; what is not a number stays."""
+    return round(100 * share, 3) if math.isfinite(share) else share

@@ -1,0 +1,175 @@
+"""Which size of ``DensePatch`` and of bank keep what the largest finds, and what each costs.
+
+python -m benchmarks.sizes bottle pill --data DATA --models small/models base/models large/models --out sizes --json
+
+Every store holds detectors of the categories with an encoder of another width. This is the one study that a default was
+chosen by, and it has seen the test images: its figures are no measurement of that default on parts never seen. Each
+line is kept when it is finished: run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.compression import KINDS, Setting, areas, fitted, say
+from benchmarks.embedded import Embedded, find_data, load_active, points
+from benchmarks.timing import interleave, machine
+from models.densities import KernelDensity, KernelDensityConfiguration
+from models.detector import Detector, DetectorConfiguration, Scan
+from models.device import set_threads
+from models.encoders import DensePatchConfiguration, create_encoder
+from training.bootstrap import interval, resampled
+
+PART = 131_072  # windows of the good images that banks are made of
+BANK = 4096  # embeddings that a detector has by default
+SIZES = (1024, 2048, BANK, 8192)
+TOLERATED = 0.5  # points of image and of pixel AUROC
+ROUNDS = 7
+
+
+class Candidate(NamedTuple):
+    """A width with a density on it."""
+
+    width: int
+    setting: Setting
+
+    @property
+    def title(self) -> str:
+        """How it is called in the results."""
+        size = DensePatchConfiguration(width=self.width).size
+        return f"{size or f'width-{self.width}'}-{self.setting.title}"
+
+
+def study(
+    grounds: Sequence[Embedded], wanted: Sequence[Setting], reference: Callable[[], object]
+) -> dict[Candidate, dict[str, Any]]:
+    """What each candidate reaches on one category; ``grounds`` are of one category, by detectors of several widths.
+
+    Args:
+        reference: what a look at an image is timed against, in turns.
+    """
+    found = {}
+    for ground in grounds:
+        counts = resampled(ground.labels)
+        for setting in wanted:
+            candidate = Candidate(_width(ground.detector), setting)
+            say(f"{ground.detector.category}: {candidate.title}")
+            found[candidate] = ground.cell(setting.title, partial(measure, ground, setting, counts, reference))
+    return found
+
+
+def measure(
+    ground: Embedded, setting: Setting, counts: NDArray[np.float64], reference: Callable[[], object]
+) -> dict[str, Any]:
+    """AUROC of one candidate on the test images and samples of them; time of a whole look at an image."""
+    density = fitted(ground, setting)
+    cell = areas(ground.outcome(ground.score_maps(density.scores)), counts)
+    scan = Scan(ground.scan.configuration, ground.scan.encoder, density, ground.scan.device)
+    image = ground.images[:1]
+    timings = interleave({"this": lambda: scan.maps(image), "reference": reference}, ROUNDS)
+    return cell | {
+        "milliseconds": timings["this"].milliseconds,
+        "share_of_reference": timings["this"].ratio(timings["reference"]),
+    }
+
+
+def base_detector() -> Callable[[], object]:
+    """A look at an image by the size ``base`` with an exact bank of ``BANK``; untrained, which is as slow."""
+    configuration = DetectorConfiguration(encoder=DensePatchConfiguration())
+    encoder = create_encoder(configuration.encoder, configuration.geometry)
+    bank = np.random.default_rng(0).normal(size=(BANK, encoder.dimension)).astype(np.float32)
+    density = KernelDensity(KernelDensityConfiguration(mode="exact"))
+    scan = Scan(configuration, encoder, density.fit(bank), torch.device("cpu"))
+    side = configuration.geometry.image_size
+    image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
+    return lambda: scan.maps(image)
+
+
+def compare(categories: dict[str, dict[Candidate, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A line for each candidate, fastest first: what it loses against the largest in every category, and its time.
+
+    ``kept`` tells whether no change is below minus ``TOLERATED``, ``sure`` whether no interval reaches below.
+    """
+    candidates = list(next(iter(categories.values())))
+    largest = max(candidates, key=lambda candidate: (candidate.width, candidate.setting.size))
+    lines = []
+    for candidate in candidates:
+        changes: list[float] = []
+        lowest: list[float] = []
+        line: dict[str, Any] = {"candidate": candidate.title, "largest": candidate == largest, "categories": {}}
+        for category, cells in categories.items():
+            cell, best = cells[candidate], cells[largest]
+            of_category: dict[str, Any] = {}
+            for kind in KINDS:
+                samples = np.array(cell[f"{kind}_samples"]) - np.array(best[f"{kind}_samples"])
+                low, high = interval(samples)
+                of_category |= {
+                    f"{kind}_auroc": points(cell[kind]),
+                    f"{kind}_change": points(cell[kind] - best[kind]),
+                    f"{kind}_change_interval": [points(low), points(high)],
+                }
+                changes.append(points(cell[kind] - best[kind]))
+                lowest.append(points(low))
+            line["categories"][category] = of_category
+        of_all = [cells[candidate] for cells in categories.values()]
+        lines.append(
+            line
+            | {
+                "worst_change": min(changes),
+                "kept": min(changes) >= -TOLERATED,
+                "sure": min(lowest) >= -TOLERATED,
+                "milliseconds": float(np.median([cell["milliseconds"] for cell in of_all])),
+                "share_of_reference": float(np.median([cell["share_of_reference"] for cell in of_all])),
+            }
+        )
+    return sorted(lines, key=lambda line: float(line["share_of_reference"]))
+
+
+def _width(detector: Detector) -> int:
+    encoder = detector.scan.configuration.encoder
+    assert isinstance(encoder, DensePatchConfiguration)
+    return encoder.width
+
+
+def main() -> None:
+    """Study the active versions of categories in several stores."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("categories", nargs="+", metavar="CATEGORY")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of data sets")
+    parser.add_argument("--models", type=Path, nargs="+", required=True, help="a store for each width")
+    parser.add_argument("--out", type=Path, default=Path("sizes"), help="what is finished (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of banks (default: 1024 to 8192)")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    options = parser.parse_args()
+    set_threads(options.threads)
+    facts, reference = machine(), base_detector()
+    wanted = [Setting("random", size) for size in options.sizes]
+    categories = {}
+    for category in options.categories:
+        data = find_data(options.data, category)
+        detectors = [load_active(models, category) for models in options.models]
+        grounds = [
+            Embedded(detector, data, options.out / f"width-{_width(detector)}" / category, options.limit, PART)
+            for detector in detectors
+        ]
+        categories[category] = study(grounds, wanted, reference)
+    lines = compare(categories)
+    for line in lines:
+        print(json.dumps(line), flush=True)
+    if options.json:
+        print(json.dumps({"lines": lines, "machine": facts}))
+
+
+if __name__ == "__main__":
+    main()
