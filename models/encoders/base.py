@@ -24,6 +24,8 @@ class Encoder(nn.Module):
 
     Subclasses set the dimensions and implement ``features``. The representation used at test time is the input of the
     projection head, normalised: f / ||f|| (Sohn et al., section 3.1); a subclass that embeds otherwise says so.
+    Converted to half precision, an encoder takes the same images and gives features in it; embeddings are normalised
+    in float32 whatever the precision.
 
     Attributes:
         geometry: patch size and stride that the encoder was built for; its image size does not bind it.
@@ -71,7 +73,7 @@ class Encoder(nn.Module):
 
     def embeddings(self, images: Tensor) -> Tensor:
         """``forward`` without its check."""
-        return F.normalize(self.features(images), dim=1)
+        return F.normalize(self.features(images).float(), dim=1)
 
 
 def as_input(images: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class DensePatch(Encoder):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 8 * width, h, w)."""
-        features: Tensor = self.blocks(self.stem(images * 2 - 1))
+        features: Tensor = self.blocks(self._first(images))
         return features
 
     def grad_cam_grid(self) -> FeatureGrid:
@@ -82,13 +82,18 @@ class DensePatch(Encoder):
         """(B, 3, H, W) in [0, 1] -> (B, D, h, w) unit-norm."""
         if self.embedding == "last":
             return super().embeddings(images)
-        x: Tensor = self.stem(images * 2 - 1)
+        x = self._first(images)
         parts = []
         for number, block in enumerate(self.blocks):
             x = block(x)
             if number in STAGES:
-                parts.append(F.normalize(_window_means(x, *STAGES[number], self.geometry.stride), dim=1))
-        return torch.cat(parts, dim=1) / math.sqrt(len(parts))
+                parts.append(_window_means(x, *STAGES[number], self.geometry.stride).float())
+        return torch.cat([part / _lengths(part).mul(math.sqrt(len(parts))) for part in parts], dim=1)
+
+    def _first(self, images: Tensor) -> Tensor:
+        """What the stem makes of images in [0, 1]."""
+        x: Tensor = self.stem((images * 2 - 1).to(next(self.parameters()).dtype))
+        return x
 
 
 class ValidBlock(nn.Module):
@@ -117,14 +122,23 @@ class ValidBlock(nn.Module):
         self.activation = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The pixels under the 3x3 kernels' middles. Padding by -1 instead of slicing: a slice's gradient is not
-        # channels_last, and makes a training step on a CPU take half as long again.
-        centre = F.pad(x, (-1, -1, -1, -1))
-        output: Tensor = self.activation(self.residual(x) + self.shortcut(centre))
+        # The pixels under the 3x3 kernels' middles. A slice is no copy, but its gradient is not channels_last and makes
+        # a training step on a CPU take half as long again, so there it is padding by -1.
+        centre = F.pad(x, (-1, -1, -1, -1)) if torch.is_grad_enabled() else x[:, :, 1:-1, 1:-1]
+        output: Tensor = self.activation(self.residual(x).add_(self.shortcut(centre)))
         return output
 
 
 def _window_means(x: Tensor, jump: int, count: int, stride: int) -> Tensor:
     """Means over ``count`` by ``count`` outputs, one axis after the other: (B, C, H', W') -> (B, C, h, w)."""
+    if count == 1:
+        return x
     step = stride // jump
-    return F.avg_pool2d(F.avg_pool2d(x, (count, 1), (step, 1)), (1, count), (1, step))
+    # Along rows first, which are near each other in memory: half the time.
+    return F.avg_pool2d(F.avg_pool2d(x, (1, count), (1, step)), (count, 1), (step, 1))
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """Euclidean lengths (B, 1, h, w) of the vectors of (B, C, h, w), as ``F.normalize`` bounds them."""
+    lengths: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return lengths.clamp_min(1e-12)

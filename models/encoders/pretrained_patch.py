@@ -121,11 +121,12 @@ class PretrainedPatch(Encoder):
         return FeatureGrid(self.last_level, 0, self.levels[-1].jump)
 
     def _levels(self, images: Tensor) -> list[Tensor]:
-        maps: dict[str, Tensor] = self.backbone(standardize(images, IMAGENET_MEAN, IMAGENET_DEVIATION))
+        standardized = standardize(images, IMAGENET_MEAN, IMAGENET_DEVIATION)
+        maps: dict[str, Tensor] = self.backbone(standardized.to(next(self.backbone.parameters()).dtype))
         maps[self.levels[-1].module] = self.last_level(maps[self.levels[-1].module])
         means = []
         for level in self.levels:
-            x = maps[level.module]  # (B, C, ceil(H / jump), ceil(W / jump))
+            x = maps[level.module].float()  # (B, C, ceil(H / jump), ceil(W / jump))
             rows = window_weights(images.shape[2], x.shape[2], level.jump, self.geometry).to(x)
             columns = window_weights(images.shape[3], x.shape[3], level.jump, self.geometry).to(x)
             means.append(rows @ x @ columns.T)  # (B, C, h, w)

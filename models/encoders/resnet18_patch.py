@@ -39,7 +39,7 @@ class ResNet18Patch(Encoder):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 512, h, w)."""
-        windows = extract_windows(images * 2 - 1, self.geometry)
+        windows = extract_windows((images * 2 - 1).to(self.backbone.conv1.weight.dtype), self.geometry)
         batch, height, width = windows.shape[:3]
         flat = windows.reshape(-1, *windows.shape[3:])  # (B * h * w, 3, patch, patch)
         # Training sends one window an image, and batch norm must see the whole batch at once.

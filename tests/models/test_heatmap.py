@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -139,3 +140,15 @@ def test_cuda_upsamples_as_the_cpu_does(monkeypatch: pytest.MonkeyPatch) -> None
     maps = torch.from_numpy(np.stack([random_map(PAPER, seed) for seed in range(2)]))
     on_cuda = GaussianUpsampler(PAPER, device="cuda")(maps.to("cuda")).cpu()
     torch.testing.assert_close(on_cuda, GaussianUpsampler(PAPER)(maps), rtol=0, atol=1e-5)
+
+
+@geometries
+def test_it_is_the_papers_transposed_convolution(geometry: ScanGeometry) -> None:
+    """One kernel of Gaussian weights, as wide as the patch, at the scan's stride; divided by what it makes of ones."""
+    offsets = torch.arange(geometry.patch_size, dtype=torch.float64) - (geometry.patch_size - 1) / 2
+    kernel = torch.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 4.0**2))[None, None]
+    score_map = torch.from_numpy(random_map(geometry))[None, None].double()
+    spread, total = (F.conv_transpose2d(x, kernel, stride=geometry.stride) for x in (score_map, score_map * 0 + 1))
+    scanned = geometry.image_size - geometry.unscanned
+    upsampled = GaussianUpsampler(geometry, 4)(score_map[0].float())[:, :scanned, :scanned]
+    torch.testing.assert_close(upsampled.double(), (spread / total)[0], rtol=0, atol=2e-6)
