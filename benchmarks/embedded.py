@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.densities import paper_gamma
+from models.densities.kernel import StreamedGamma
+from models.densities.stream import HeldEmbeddings
 from models.detector import Detector
 from models.heatmap import peak_window
 from models.store import ModelStore
@@ -126,7 +127,7 @@ class Embedded:
     @cached_property
     def gamma(self) -> float:
         """The paper's, of the whole bank: all densities that are compared share it."""
-        return float(self.cell("gamma", lambda: {"gamma": paper_gamma(self.bank)})["gamma"])
+        return float(self.cell("gamma", lambda: {"gamma": _gamma(self.bank)})["gamma"])
 
     @cached_property
     def shown(self) -> NDArray[np.bool_] | None:
@@ -159,6 +160,13 @@ class Embedded:
             write_file(path, json.dumps(make()) + "\n")
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
+
+
+def _gamma(bank: Floats) -> float:
+    streamed = StreamedGamma()
+    for part in HeldEmbeddings(torch.from_numpy(bank)):
+        streamed.seeing(part)
+    return streamed.value()
 
 
 def load_active(models: Path, category: str) -> Detector:
