@@ -28,7 +28,7 @@ from benchmarks.embedded import Embedded, Outcome, find_data, load_active, point
 from benchmarks.timing import interleave, machine
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.densities.kernel import LogKernelSum
-from models.device import set_threads
+from models.device import resolve_device, set_threads
 from training.bootstrap import interval, resampled
 
 SIZES = (2000, 4096)  # embeddings of a bank
@@ -66,7 +66,7 @@ def study(ground: Embedded, wanted: Sequence[Setting]) -> list[dict[str, Any]]:
         and of each seed; how far window scores lie apart; milliseconds an image, and exact's over them, of seed 0.
     """
     category = ground.detector.category
-    exact = Exact(torch.from_numpy(ground.bank), ground.gamma)
+    exact = Exact(torch.from_numpy(ground.bank).to(ground.device), ground.gamma)
     reference = exact_maps(ground, exact)
     counts = resampled(ground.labels)
     truth = ground.cell("exact", lambda: areas(ground.outcome(reference), counts))
@@ -108,7 +108,8 @@ def exact_maps(ground: Embedded, exact: Exact) -> NDArray[np.float32]:
     started = time.monotonic()
     for done, number in enumerate(missing, 1):
         with torch.inference_mode():
-            maps[number] = -exact(torch.from_numpy(ground.test[number])).numpy().reshape(side, side)
+            queries = torch.from_numpy(ground.test[number]).to(ground.device)
+            maps[number] = -exact(queries).cpu().numpy().reshape(side, side)
         maps.flush()
         left = (time.monotonic() - started) / done * (len(missing) - done) / 60
         say(f"{ground.detector.category}: exact scores, {done} of {len(missing)} images, {left:.0f} minutes left")
@@ -132,9 +133,10 @@ def measure(
         "spearman": float(spearmanr(maps.ravel()[some], reference.ravel()[some]).statistic),
     }
     if setting.seed == 0:
-        queries = torch.from_numpy(ground.test[0][:TIMED])
+        queries = torch.from_numpy(ground.test[0][:TIMED]).to(ground.device)
+        turns = {"this": lambda: density.scores(queries), "exact": lambda: exact(queries)}
         with torch.inference_mode():
-            timings = interleave({"this": lambda: density.scores(queries), "exact": lambda: exact(queries)}, ROUNDS)
+            timings = interleave(turns, ROUNDS, device=ground.device)
         of_image = ground.geometry.grid_size**2 / len(queries)
         cell |= {
             "milliseconds": of_image * timings["this"].milliseconds,
@@ -149,7 +151,8 @@ def fitted(ground: Embedded, setting: Setting) -> KernelDensity:
     random = np.random.default_rng(setting.seed)
     chosen = np.sort(random.choice(len(ground.bank), min(setting.size, len(ground.bank)), replace=False))
     mode: Literal["exact", "neighbours"] = "neighbours" if setting.kind == "neighbours" else "exact"
-    return KernelDensity(KernelDensityConfiguration(mode=mode, gamma=ground.gamma)).fit(ground.bank[chosen])
+    configuration = KernelDensityConfiguration(mode=mode, gamma=ground.gamma)
+    return KernelDensity(configuration, ground.device).fit(ground.bank[chosen])
 
 
 def areas(outcome: Outcome, counts: NDArray[np.float64]) -> dict[str, Any]:
@@ -192,6 +195,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of data sets")
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("compression"), help="what is finished (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of banks (default: 2000 4096)")
@@ -199,11 +203,11 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     set_threads(options.threads)
-    facts = machine()
+    facts = machine(resolve_device(options.device))
     wanted = settings(options.sizes, options.seeds)
     lines = []
     for category in options.categories:
-        data, detector = find_data(options.data, category), load_active(options.models, category)
+        data, detector = find_data(options.data, category), load_active(options.models, category, options.device)
         ground = Embedded(detector, data, options.out / category, options.limit)
         for line in study(ground, wanted):
             lines.append(line)

@@ -61,6 +61,7 @@ class Embedded:
         bank: (N, D) of the good images that the detector was fitted on, on disk.
         test: (n, h * w, D), likewise.
         labels: (n,), True where defective.
+        device: the scan's, for densities too.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Embedded:
     ) -> None:
         self.detector, self.folder = detector, folder
         self.scan = detector.scan.members[0]
+        self.device = self.scan.device
         self.geometry = detector.geometry
         (folder / "cells").mkdir(parents=True, exist_ok=True)
         self._claim({"detector": detector.manifest.digest if detector.manifest else None, "limit": limit, "part": part})
@@ -138,12 +140,12 @@ class Embedded:
         """What a density says of the test images, anomalous upwards: of its scores of (n, D), (n, h, w)."""
         side = self.geometry.grid_size
         with torch.inference_mode():
-            maps = [-density(torch.from_numpy(queries)).cpu().numpy() for queries in self.test]
+            maps = [-density(torch.from_numpy(queries).to(self.device)).cpu().numpy() for queries in self.test]
         return np.stack(maps).reshape(-1, side, side)
 
     def outcome(self, score_maps: Floats) -> Outcome:
         """How score maps (n, h, w) of the test images rank images and pixels."""
-        parts = torch.split(torch.from_numpy(score_maps).to(self.scan.device), MAPS)
+        parts = torch.split(torch.from_numpy(score_maps).to(self.device), MAPS)
         maps = np.concatenate([self.scan.upsample(part).cpu().numpy() for part in parts])
         peaks = np.array(
             [
@@ -169,7 +171,7 @@ def _gamma(bank: Floats) -> float:
     return streamed.value()
 
 
-def load_active(models: Path, category: str) -> Detector:
+def load_active(models: Path, category: str, device: str) -> Detector:
     """The active version of a category.
 
     Raises:
@@ -179,7 +181,7 @@ def load_active(models: Path, category: str) -> Detector:
     version = store.active(category)
     if version is None:
         raise DataError(f"{models}: {category} has no active version")
-    return Detector.load(store.folder(category, version))
+    return Detector.load(store.folder(category, version), device)
 
 
 def find_data(folders: Sequence[Path], category: str) -> Path:

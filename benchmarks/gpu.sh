@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What a host with a GPU is asked for: correctness on CUDA, the scan benchmark, and both encoders trained on real parts.
+# What a host with a GPU is asked for: correctness on CUDA, the scan benchmark, both encoders trained on real parts, and
+# the studies of what fast detectors lose.
 #
 #   benchmarks/gpu.sh DATA OUT [CATEGORY...]
 #
@@ -33,3 +34,18 @@ for category in "${categories[@]}"; do
       --out "$out/report-$name-$category" | tee "$out/evaluate-$name-$category.txt"
   done
 done
+
+# What a fast detector loses: small banks against every window of every good image, and widths against the largest.
+for size in small large; do
+  for category in "${categories[@]}"; do
+    models="$out/models-$size"
+    [ -e "$models/$category/active" ] && continue
+    "${plumbline[@]}" train "$category" --data "$data" --models "$models" --runs "$out/runs-$size" --size "$size" \
+      --device cuda --resume --json 2>&1 | tee -a "$out/train-$size-$category.log"
+  done
+done
+study=(--data "$data" --device cuda --json)
+"$python" -m benchmarks.compression "${categories[@]}" --models "$out/models-dense" --out "$out/compression" \
+  "${study[@]}" | tee "$out/compression.txt"
+"$python" -m benchmarks.sizes "${categories[@]}" --models "$out"/models-{small,dense,large} --out "$out/sizes" \
+  "${study[@]}" | tee "$out/sizes.txt"

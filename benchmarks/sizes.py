@@ -25,7 +25,7 @@ from benchmarks.embedded import Embedded, find_data, load_active, points
 from benchmarks.timing import interleave, machine
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.detector import Detector, DetectorConfiguration, Scan
-from models.device import set_threads
+from models.device import resolve_device, set_threads
 from models.encoders import DensePatchConfiguration, create_encoder
 from training.bootstrap import interval, resampled
 
@@ -75,20 +75,20 @@ def measure(
     cell = areas(ground.outcome(ground.score_maps(density.scores)), counts)
     scan = Scan(ground.scan.configuration, ground.scan.encoder, density, ground.scan.device)
     image = ground.images[:1]
-    timings = interleave({"this": lambda: scan.maps(image), "reference": reference}, ROUNDS)
+    timings = interleave({"this": lambda: scan.maps(image), "reference": reference}, ROUNDS, device=ground.device)
     return cell | {
         "milliseconds": timings["this"].milliseconds,
         "share_of_reference": timings["this"].ratio(timings["reference"]),
     }
 
 
-def base_detector() -> Callable[[], object]:
+def base_detector(device: torch.device) -> Callable[[], object]:
     """A look at an image by the size ``base`` with an exact bank of ``BANK``; untrained, which is as slow."""
     configuration = DetectorConfiguration(encoder=DensePatchConfiguration())
     encoder = create_encoder(configuration.encoder, configuration.geometry)
     bank = np.random.default_rng(0).normal(size=(BANK, encoder.dimension)).astype(np.float32)
-    density = KernelDensity(KernelDensityConfiguration(mode="exact"))
-    scan = Scan(configuration, encoder, density.fit(bank), torch.device("cpu"))
+    density = KernelDensity(KernelDensityConfiguration(mode="exact"), device)
+    scan = Scan(configuration, encoder, density.fit(bank), device)
     side = configuration.geometry.image_size
     image = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
     return lambda: scan.maps(image)
@@ -147,18 +147,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of data sets")
     parser.add_argument("--models", type=Path, nargs="+", required=True, help="a store for each width")
     parser.add_argument("--out", type=Path, default=Path("sizes"), help="what is finished (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of banks (default: 1024 to 8192)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     set_threads(options.threads)
-    facts, reference = machine(), base_detector()
+    device = resolve_device(options.device)
+    facts, reference = machine(device), base_detector(device)
     wanted = [Setting("random", size) for size in options.sizes]
     categories = {}
     for category in options.categories:
         data = find_data(options.data, category)
-        detectors = [load_active(models, category) for models in options.models]
+        detectors = [load_active(models, category, options.device) for models in options.models]
         grounds = [
             Embedded(detector, data, options.out / f"width-{_width(detector)}" / category, options.limit, PART)
             for detector in detectors
