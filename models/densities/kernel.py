@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
 GAMMA_NUMERATOR = 10.0  # the paper's bandwidth: ten times scikit-learn's "scale"
 NO_VARIANCE = 2.0**-48  # of the mean's square: less is only how float32 rounds
-QUERY_TILE, CENTRE_TILE = 512, 4096  # the tile of the kernel matrix held at once: 8 MB in float32
+# The tile of the kernel matrix held at once: 2 MB in float32, which the L2 caches of two cores hold.
+QUERY_TILE, CENTRE_TILE = 512, 1024
+CUDA_QUERY_TILE, CUDA_CENTRE_TILE = 4096, 16384  # 256 MB: fewer, larger products
+LARGEST_EXPONENT = 70.0  # of 2 gamma x.y and gamma y.y: tens of thousands of exp(70) fit float32, and exp(-70) does
+SMALLEST_SUM = 1e-24  # beside it, what underflowed of a million terms is below the rounding of float32
 
 
 def paper_gamma(X: NDArray[np.float32]) -> float:
@@ -59,29 +66,101 @@ class StreamedGamma:
 class LogKernelSum:
     """log( sum_j w_j exp(-gamma ||x - y_j||^2) ), streamed in tiles; in log space, where no query is too far to tell.
 
+    In *bfloat16* and *float16* vectors are rounded once the centres' mean is taken off: the sum is then that of
+    slightly moved points, added up in float32; a CPU rounds each inner product too (docs/results/kde.md has the error).
+    Always in float32 are sums whose gradient is asked for, and sums of terms so large or small that the largest must be
+    taken off before they are added up.
+
     Args:
         centres: the y, (N, D) float32; kept, not copied.
         gamma: inverse width of the kernel.
         log_weights: logarithms of the w, (N,) on the same device; None weighs each with 1.
+        precision: of the vectors whose inner products are taken.
     """
 
-    def __init__(self, centres: Tensor, gamma: float, log_weights: Tensor | None = None) -> None:
-        self._centres = centres
-        self._gamma = gamma
-        self._offsets = -gamma * centres.square().sum(dim=1)
-        if log_weights is not None:
-            self._offsets += log_weights.float()
+    def __init__(
+        self, centres: Tensor, gamma: float, log_weights: Tensor | None = None, precision: Precision = "float32"
+    ) -> None:
+        self._centres, self._gamma = centres, gamma
+        self._log_weights = None if log_weights is None else log_weights.float()
+        self._dtype: torch.dtype = getattr(torch, precision)
+        self._origin = None if self._dtype == torch.float32 else centres.mean(dim=0)
+        squares = torch.cat([self._rounded(part).float().square().sum(dim=1) for part in torch.split(centres, 2**14)])
+        self._radius = float(squares.max().sqrt())
+        self._largest = 0.0 if log_weights is None else float(log_weights.max())
+        logarithms = -gamma * squares
+        if self._log_weights is not None:
+            logarithms += self._log_weights - self._largest
+        self._factors = logarithms.exp()  # (N,): what is left of a term beside exp(2 gamma x.y)
 
     def __call__(self, queries: Tensor) -> Tensor:
         """(n, D) float32 -> (n,)."""
-        return torch.cat([self._log_sum(part) for part in torch.split(queries, QUERY_TILE)])
+        needs_gradient = torch.is_grad_enabled() and queries.requires_grad
+        if needs_gradient or _traced(queries) or self._gamma * self._radius**2 > LARGEST_EXPONENT:
+            return self._logarithms(queries)
+        scaled = self._rounded(queries, 2 * self._gamma)
+        squares = scaled.float().square().sum(dim=1)
+        sums = self._sums(scaled)
+        result = sums.log().float() + (self._largest - squares / (4 * self._gamma))
+        plain = (squares.sqrt() * self._radius <= LARGEST_EXPONENT) & (sums >= SMALLEST_SUM)
+        if not plain.all():
+            result[~plain] = self._logarithms(queries[~plain])
+        return result
 
-    def _log_sum(self, queries: Tensor) -> Tensor:
+    def _rounded(self, vectors: Tensor, factor: float = 1) -> Tensor:
+        """(n, D) as they enter the product."""
+        if self._origin is not None:
+            vectors = vectors - self._origin
+        return (vectors if factor == 1 else vectors * factor).to(self._dtype)
+
+    def _sums(self, scaled: Tensor) -> Tensor:
+        """sum_j w_j exp(2 gamma x.y_j - gamma y_j.y_j), the largest w taken as 1, in float64: one pass over a tile."""
+        query_tile, centre_tile = (
+            min(pair) for pair in zip(_tiles(scaled), (len(scaled), len(self._centres)), strict=True)
+        )
+        sums = scaled.new_zeros(len(scaled), dtype=torch.float64)
+        memory = scaled.new_empty(query_tile * centre_tile, dtype=torch.float32)
+        tiles = zip(torch.split(self._centres, centre_tile), torch.split(self._factors, centre_tile), strict=True)
+        for part, factors in tiles:
+            centres = self._rounded(part).T
+            for queries, total in zip(torch.split(scaled, query_tile), torch.split(sums, query_tile), strict=True):
+                kernels = memory[: len(queries) * len(part)].view(len(queries), len(part))
+                total += torch.mv(_product(queries, centres, kernels).exp_(), factors)
+        return sums
+
+    def _logarithms(self, queries: Tensor) -> Tensor:
+        """What ``__call__`` returns, whatever the exponents, and differentiable: several passes over a tile."""
+        query_tile, _ = _tiles(queries)
+        return torch.cat([self._tile_logarithms(part) for part in torch.split(queries, query_tile)])
+
+    def _tile_logarithms(self, queries: Tensor) -> Tensor:
         scaled = queries * (2 * self._gamma)
         total = queries.new_full((len(queries),), -math.inf)
-        for centres, offsets in zip(
-            torch.split(self._centres, CENTRE_TILE), torch.split(self._offsets, CENTRE_TILE), strict=True
-        ):
+        _, centre_tile = _tiles(queries)
+        for start in range(0, len(self._centres), centre_tile):
+            tile = slice(start, start + centre_tile)
+            centres = self._centres[tile]
+            offsets = -self._gamma * centres.square().sum(dim=1)
+            if self._log_weights is not None:
+                offsets += self._log_weights[tile]
             exponents = torch.addmm(offsets, scaled, centres.T)  # (n, tile): gamma (2 x.y - y.y) + log w
             total = torch.logaddexp(total, exponents.logsumexp(dim=1))
         return total - self._gamma * queries.square().sum(dim=1)
+
+
+def _product(queries: Tensor, centres: Tensor, out: Tensor) -> Tensor:
+    """queries @ centres in float32, in ``out``."""
+    if queries.dtype == torch.float32:
+        return torch.mm(queries, centres, out=out)
+    if queries.is_cuda:
+        return torch.mm(queries, centres, out_dtype=torch.float32, out=out)
+    return out.copy_(torch.mm(queries, centres))  # torch's product on a CPU has the precision of its inputs
+
+
+def _tiles(queries: Tensor) -> tuple[int, int]:
+    return (CUDA_QUERY_TILE, CUDA_CENTRE_TILE) if queries.is_cuda else (QUERY_TILE, CENTRE_TILE)
+
+
+def _traced(queries: Tensor) -> bool:
+    """Whether the operations are recorded, to run on other queries later: then they cannot depend on these."""
+    return torch.compiler.is_compiling() or (queries.is_cuda and torch.cuda.is_current_stream_capturing())
