@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all a fresh machine needs: each makes the virtual environment where it is missing.
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .peers
+ANOMALIB ?= 2.7.0
 ARGS ?=
 # Processes that the tests are spread over, one thread of torch each.
 WORKERS ?= 2
@@ -10,10 +12,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz soak check lint types contract format venv
+.PHONY: help demo test fuzz soak peers-env check lint types contract format venv
 
 help:  ## say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: $(STAMP)  ## synthesise a product, learn it, serve it, score two parts; ARGS=--no-serve to end there
 	$(BIN)/plumbline demo $(ARGS)
@@ -27,6 +29,13 @@ fuzz: $(STAMP)  ## 10,000 mutated images and many requests of every kind, 20 min
 
 soak: $(STAMP)  ## a service under mixed load for 30 minutes; memory and handles must stay; SOAK_SECONDS shortens it
 	$(BIN)/python -m benchmarks.soak --seconds $(SOAK_SECONDS) --out soak.json
+
+# It sees the packages of the environment above behind its own, so that both have the same torch.
+peers-env: $(STAMP)  ## an environment with anomalib, for python -m benchmarks.peers
+	$(PYTHON) -m venv $(PEERS)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/plumbline.pth"
+	$(PEERS)/bin/pip install anomalib==$(ANOMALIB)
 
 check: lint types contract  ## all checks that run no test
 

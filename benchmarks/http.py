@@ -25,47 +25,17 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+from benchmarks.detectors import load_active
 from benchmarks.load import Load, Outcome
 from benchmarks.serving import served
 from models.detector import Detector
 from models.images import decode_image
-from models.store import ModelStore
 
-PRODUCT = "fabric"
-TRAIN_IMAGES, TEST_IMAGES, SEED = 120, 20, 0
 CLIENTS = 16  # of the closed loop: enough that the worker is never idle
 USUAL, OVERLOAD = 0.8, 10.0  # times the throughput at saturation
 DEADLINE_S = 10.0
 
 _SAMPLE_S = 0.5
-
-
-def prepare(folder: Path, steps: int, device: str) -> tuple[Path, str, list[Path]]:
-    """A detector at its default, briefly trained on a synthetic product; what lies in ``folder`` is used again.
-
-    Returns:
-        The model store, the category, and test images.
-    """
-    import torch
-
-    from models.device import resolve_device
-    from training.data import open_dataset
-    from training.fit import FitConfiguration, fit
-    from training.synthetic import generate
-    from training.trainer import TrainingConfiguration
-
-    data, models = folder / "data", folder / "models"
-    if not (data / PRODUCT).exists():
-        generate(data, PRODUCT, seed=SEED, train=TRAIN_IMAGES, test_good=TEST_IMAGES, test_defects=TEST_IMAGES // 4)
-    models.mkdir(parents=True, exist_ok=True)
-    store = ModelStore(models)
-    if PRODUCT not in store.categories():
-        torch.manual_seed(SEED)
-        configuration = FitConfiguration(training=TrainingConfiguration(steps=steps, seed=SEED))
-        dataset = open_dataset(data, PRODUCT)
-        detector, _ = fit(dataset, configuration, device=resolve_device(device), folder=folder / "run")
-        store.publish(PRODUCT, detector.save)
-    return models, PRODUCT, sorted((data / PRODUCT / "test").rglob("*.png"))
 
 
 def measure(
@@ -88,11 +58,7 @@ def measure(
         rounds: how often loop and saturation take turns.
         url: a service that runs already, with the same models and threads; one is started where it is None.
     """
-    store = ModelStore(models)
-    version = store.active(category)
-    if version is None:
-        raise ValueError(f"{category} has no active version in {models}")
-    detector = Detector.load(store.folder(category, version), device)
+    detector = load_active(models, category, device)
     bodies = [path.read_bytes() for path in images]
     with _service(models, device, threads) if url is None else nullcontext(url.rstrip("/")) as service:
         route = f"{service}/v1/categories/{category}/score"

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -80,17 +81,23 @@ def interleave(
         warm_up: untimed runs of each before.
         seconds: a function whose timed runs took this long sits out the rounds that are left, after ``LEAST_RUNS``.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, not {rounds}")
     for function in functions.values():
         for _ in range(warm_up):
             function()
+    timed = {name: partial(_time, function, device) for name, function in functions.items()}
+    return turns(timed, rounds, seconds=seconds)
+
+
+def turns(functions: Mapping[str, Callable[[], float]], rounds: int, *, seconds: float = math.inf) -> dict[str, Timing]:
+    """``interleave`` for functions that return how many seconds they took, as one that asks another process does."""
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, not {rounds}")
     taken: dict[str, list[float]] = {name: [] for name in functions}
     order = list(functions)
     for _ in range(rounds):
         for name in order:
             if len(taken[name]) < LEAST_RUNS or sum(taken[name]) < seconds:
-                taken[name].append(_time(functions[name], device))
+                taken[name].append(functions[name]())
         order.reverse()
     return {name: Timing(tuple(values)) for name, values in taken.items()}
 

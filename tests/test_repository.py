@@ -62,6 +62,7 @@ def test_every_import_is_a_declared_dependency() -> None:
         f"{file.relative_to(ROOT)}: {module}"
         for room in ROOMS
         for file in (ROOT / room).rglob("*.py")
+        if file.name != "peers_worker.py"  # it runs in an environment of its own: make peers-env
         for module in imported_modules(file) - set(ROOMS) - sys.stdlib_module_names
         if declared.isdisjoint(map(canonical, packages.get(module, ())))
     }

@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cli.errors import UsageError
-from cli.options import add_common, positive_integer
+from cli.options import add_common, member, positive_integer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the benchmarks."""
     parser.add_argument(
         "name",
-        choices=("scan", "http"),
-        help="scan: ResNet18Patch against DensePatch on one image. http: a running service against a loop in one "
-        "process: throughput, latency, overload",
+        choices=("scan", "predict", "http"),
+        help="scan: ResNet18Patch against DensePatch on one image. predict: every stage of an inspection, beside the "
+        "matrix product of as many multiply-adds. http: a running service against a loop in one process: throughput, "
+        "latency, overload",
     )
-    parser.add_argument("--repeats", type=positive_integer, default=7, help="scan: timed runs of the dense encoder")
-    http = parser.add_argument_group("http")
-    http.add_argument(
+    parser.add_argument(
+        "--repeats", type=positive_integer, help="scan, predict: timed runs of each (default: 7 and 15)"
+    )
+    parser.add_argument("--encoder", help="predict: of the detector that is trained for it (default: dense_patch)")
+    parser.add_argument(
+        "--batches", type=positive_integer, nargs="+", default=(1, 32), help="predict: images a call (default: 1 32)"
+    )
+    detector = parser.add_argument_group("detector, for predict and http")
+    detector.add_argument(
         "--folder",
         type=Path,
-        default=Path("benchmark-http"),
+        default=Path("benchmark-detector"),
         help="for the detector that is trained for it, or was by an earlier run (default: %(default)s)",
     )
-    http.add_argument("--steps", type=positive_integer, default=100, help="of that training (default: %(default)s)")
+    detector.add_argument("--steps", type=positive_integer, default=100, help="of that training (default: %(default)s)")
+    detector.add_argument("--models", type=Path, help="a store of one's own instead, with --category and --images")
+    detector.add_argument("--category", help="which of them")
+    detector.add_argument("--images", type=Path, help="folder of image files")
+    http = parser.add_argument_group("http")
     http.add_argument("--seconds", type=positive_integer, default=20, help="of each phase (default: %(default)s)")
-    http.add_argument("--models", type=Path, help="a store of one's own instead, with --category and --images")
-    http.add_argument("--category", help="which of them")
-    http.add_argument("--images", type=Path, help="folder of image files to send")
     http.add_argument("--url", help="a service that runs already with these models (default: one is started)")
     add_common(parser)
 
@@ -40,32 +49,43 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from models.device import set_threads
 
     set_threads(options.threads)
-    result = _scan(options) if options.name == "scan" else _http(options)
-    for name, value in result.items():
-        print(f"{name:28} {value}")
+    result = {"scan": _scan, "predict": _predict, "http": _http}[options.name](options)
+    _show(result)
     return result
+
+
+def _show(result: Mapping[str, Any], indent: str = "") -> None:
+    """A line a figure; what holds further figures is a heading."""
+    for name, value in result.items():
+        if isinstance(value, Mapping) and any(isinstance(inner, Mapping) for inner in value.values()):
+            print(f"{indent}{name}")
+            _show(value, f"{indent}  ")
+        elif isinstance(value, Mapping):
+            print(f"{indent}{name:28} {', '.join(f'{inner} {value[inner]}' for inner in value)}")
+        else:
+            print(f"{indent}{name:28} {value}")
 
 
 def _scan(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.scan import measure
     from models.device import resolve_device
 
-    return measure(resolve_device(options.device), repeats=options.repeats)
+    return measure(resolve_device(options.device), repeats=options.repeats or 7)
+
+
+def _predict(options: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.detectors import load_active
+    from benchmarks.predict import measure
+
+    models, category, images = _detector(options)
+    files = [path.read_bytes() for path in images[: max(options.batches)]]
+    return measure(load_active(models, category, options.device), files, options.batches, options.repeats or 15)
 
 
 def _http(options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.http import measure, prepare
+    from benchmarks.http import measure
 
-    own = (options.models, options.category, options.images)
-    if any(own) and not all(own):
-        raise UsageError("--models, --category and --images belong together; give all of them, or none")
-    if options.models:
-        models, category = options.models, options.category
-        images = sorted(path for path in options.images.rglob("*") if path.is_file())
-        if not images:
-            raise UsageError(f"{options.images} holds no file; name a folder of images (--images)")
-    else:
-        models, category, images = prepare(options.folder, options.steps, options.device)
+    models, category, images = _detector(options)
     return measure(
         models,
         category,
@@ -75,3 +95,22 @@ def _http(options: argparse.Namespace) -> dict[str, Any]:
         seconds=options.seconds,
         url=options.url,
     )
+
+
+def _detector(options: argparse.Namespace) -> tuple[Path, str, list[Path]]:
+    """The model store, the category and the images that options name, or those made for it."""
+    from benchmarks.detectors import prepare
+    from models.detector import DetectorConfiguration
+    from models.encoders import ENCODERS
+
+    own = (options.models, options.category, options.images)
+    if not any(own):
+        encoder = member("encoder", "dense_patch", ENCODERS, options)
+        configuration = DetectorConfiguration.model_validate({"encoder": encoder})
+        return prepare(options.folder, options.steps, options.device, configuration)
+    if not all(own):
+        raise UsageError("--models, --category and --images belong together; give all of them, or none")
+    images = sorted(path for path in options.images.rglob("*") if path.is_file())
+    if not images:
+        raise UsageError(f"{options.images} holds no file; name a folder of images (--images)")
+    return options.models, options.category, images
