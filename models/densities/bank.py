@@ -138,8 +138,12 @@ class BankDensity(Density):
         more = type(self)(self.configuration, self.device)
         parts = self.bank.vectors, torch.from_numpy(X.astype(np.float32))
         more.bank = Bank.of(parts, len(self.bank) + len(X), self.dimension, self.device)
-        more._adopt({**self.state, "samples": torch.tensor(len(more.bank))})
+        more._adopt({**self.state, **more._of_bank(), "samples": torch.tensor(len(more.bank))})
         return more
+
+    def _of_bank(self) -> dict[str, Tensor]:
+        """What it learns of the bank alone, anew when that grows."""
+        return {}
 
     def _fit(self, X: NDArray[np.float32]) -> dict[str, Tensor]:
         self.bank = Bank.of([torch.from_numpy(X)], len(X), X.shape[1], self.device)

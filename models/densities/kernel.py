@@ -116,7 +116,7 @@ class LogKernelSum:
     def _sums(self, scaled: Tensor) -> Tensor:
         """sum_j w_j exp(2 gamma x.y_j - gamma y_j.y_j), the largest w taken as 1, in float64: one pass over a tile."""
         query_tile, centre_tile = (
-            min(pair) for pair in zip(_tiles(scaled), (len(scaled), len(self._centres)), strict=True)
+            min(pair) for pair in zip(tile_sizes(scaled), (len(scaled), len(self._centres)), strict=True)
         )
         sums = scaled.new_zeros(len(scaled), dtype=torch.float64)
         memory = scaled.new_empty(query_tile * centre_tile, dtype=torch.float32)
@@ -130,13 +130,13 @@ class LogKernelSum:
 
     def _logarithms(self, queries: Tensor) -> Tensor:
         """What ``__call__`` returns, whatever the exponents, and differentiable: several passes over a tile."""
-        query_tile, _ = _tiles(queries)
+        query_tile, _ = tile_sizes(queries)
         return torch.cat([self._tile_logarithms(part) for part in torch.split(queries, query_tile)])
 
     def _tile_logarithms(self, queries: Tensor) -> Tensor:
         scaled = queries * (2 * self._gamma)
         total = queries.new_full((len(queries),), -math.inf)
-        _, centre_tile = _tiles(queries)
+        _, centre_tile = tile_sizes(queries)
         for start in range(0, len(self._centres), centre_tile):
             tile = slice(start, start + centre_tile)
             centres = self._centres[tile]
@@ -157,7 +157,8 @@ def _product(queries: Tensor, centres: Tensor, out: Tensor) -> Tensor:
     return out.copy_(torch.mm(queries, centres))  # torch's product on a CPU has the precision of its inputs
 
 
-def _tiles(queries: Tensor) -> tuple[int, int]:
+def tile_sizes(queries: Tensor) -> tuple[int, int]:
+    """Queries and centres of the tile of the kernel matrix that is held at once."""
     return (CUDA_QUERY_TILE, CUDA_CENTRE_TILE) if queries.is_cuda else (QUERY_TILE, CENTRE_TILE)
 
 

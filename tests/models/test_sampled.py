@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import logsumexp
+
+from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities.kernel import LogKernelSum
+from models.densities.sampled import SampledLogKernelSum, _student_quantile, sample_sizes, stratified_rows
+from tests.models.embeddings import squared_distances
+
+GAMMA = 4.0
+EXACT = KernelDensityConfiguration(gamma=GAMMA)
+BANK, DIMENSION, SAMPLE = 12_000, 16, 1024
+
+
+def clusters(count: int, seed: int, spread: float = 0.7) -> NDArray[np.float32]:
+    """Unit vectors around 40 directions, some of which hold ten times as many as others."""
+    directions = np.random.default_rng(99).standard_normal((40, DIMENSION)) + 1.5
+    random = np.random.default_rng(seed)
+    frequency = np.geomspace(1, 10, len(directions))
+    chosen = directions[random.choice(len(directions), count, p=frequency / frequency.sum())]
+    vectors = chosen + spread * random.standard_normal((count, DIMENSION))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors, np.float32)
+
+
+@pytest.fixture(scope="module")
+def bank() -> NDArray[np.float32]:
+    return clusters(BANK, 0)
+
+
+@pytest.fixture(scope="module")
+def queries() -> NDArray[np.float32]:
+    return np.concatenate([clusters(150, 1), clusters(50, 2, spread=1.5)])  # good ones, and ones far from most
+
+
+@pytest.fixture(scope="module")
+def log_sums(bank: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.asarray(logsumexp(-GAMMA * squared_distances(queries, bank), axis=1), np.float64)
+
+
+def estimator(bank: NDArray[np.float32], sizes: list[int], seed: int, tolerance: float) -> SampledLogKernelSum:
+    centres = torch.from_numpy(bank)
+    rows = stratified_rows(centres, sizes, seed)
+    return SampledLogKernelSum(centres, GAMMA, rows, tolerance, LogKernelSum(centres, GAMMA))
+
+
+def density(**settings: Any) -> KernelDensity:
+    return KernelDensity(KernelDensityConfiguration(mode="sampled", samples=SAMPLE, gamma=GAMMA, **settings))
+
+
+# --- the estimate ---------------------------------------------------------------------------------------------------
+
+
+def test_the_stated_confidence_is_met_over_many_samples(
+    bank: NDArray[np.float32], queries: NDArray[np.float32], log_sums: NDArray[np.float64]
+) -> None:
+    """At 95 %, on average over queries and over samples that are drawn independently."""
+    errors, half_widths = [], []
+    for seed in range(40):
+        found = estimator(bank, [SAMPLE], seed, math.inf).estimates(torch.from_numpy(queries))
+        errors.append(np.abs(found.log_sums.numpy() - log_sums))
+        half_widths.append(found.half_widths.numpy())
+    covered = np.array(errors) <= np.array(half_widths)
+    assert covered.mean() > 0.945
+    # An error bar that covers because it is enormous says nothing: 1.96 standard errors would be 2.9 mean errors.
+    told = np.isfinite(half_widths)
+    assert np.median(np.array(half_widths)[told]) < 4 * np.mean(np.array(errors)[told])
+    assert told.mean() > 0.9
+
+
+def test_a_sample_is_an_unbiased_estimate_of_the_sum(
+    bank: NDArray[np.float32], queries: NDArray[np.float32], log_sums: NDArray[np.float64]
+) -> None:
+    ratios = []
+    for seed in range(40):
+        sample = estimator(bank, [SAMPLE], seed, math.inf)
+        ratios.append(np.exp(sample.estimates(torch.from_numpy(queries[:100])).log_sums.numpy() - log_sums[:100]))
+    mean, deviation = np.mean(ratios, axis=0), np.std(ratios, axis=0, ddof=1) / math.sqrt(len(ratios))
+    assert (np.abs(mean - 1) < 4.5 * deviation).all()
+    assert np.mean(mean) == pytest.approx(1, abs=0.01)
+
+
+def test_runs_of_alike_embeddings_err_less_than_a_sample_of_the_whole(
+    bank: NDArray[np.float32], queries: NDArray[np.float32], log_sums: NDArray[np.float64]
+) -> None:
+    random, kernels = np.random.default_rng(0), np.exp(-GAMMA * squared_distances(queries[:150], bank))
+    stratified, plain = [], []
+    for seed in range(15):
+        found = estimator(bank, [SAMPLE], seed, math.inf).estimates(torch.from_numpy(queries[:150]))
+        stratified.append(found.log_sums.numpy() - log_sums[:150])
+        drawn = kernels[:, random.choice(BANK, SAMPLE, replace=False)].mean(axis=1) * BANK
+        plain.append(np.log(drawn) - log_sums[:150])
+    assert np.sqrt(np.mean(np.square(stratified))) < 0.6 * np.sqrt(np.mean(np.square(plain)))
+
+
+@pytest.mark.parametrize("count", [4096, 12_000, 12_001])
+def test_each_run_gives_two_different_embeddings(count: int) -> None:
+    centres = torch.from_numpy(clusters(count, 3))
+    [rows] = stratified_rows(centres, [SAMPLE], 0)
+    assert rows.shape == (2, SAMPLE // 2)
+    assert len(set(rows.flatten().tolist())) == SAMPLE
+    [again], [other] = stratified_rows(centres, [SAMPLE], 0), stratified_rows(centres, [SAMPLE], 1)
+    assert torch.equal(rows, again)
+    assert not torch.equal(rows, other)
+
+
+def test_samples_grow_up_to_a_quarter_of_the_bank() -> None:
+    assert sample_sizes(1000, 3999) == []
+    assert sample_sizes(1000, 4000) == [1000]
+    assert sample_sizes(1000, 70_000) == [1000, 4000, 16_000]
+
+
+@pytest.mark.parametrize("freedoms", [4.0, 7.5, 100.0, math.inf])
+def test_the_quantile_is_students(freedoms: float) -> None:
+    found = float(_student_quantile(torch.tensor(freedoms, dtype=torch.float64)))
+    assert found == pytest.approx(stats.t.ppf(0.975, freedoms) if math.isfinite(freedoms) else 1.959964, abs=0.01)
+
+
+# --- more samples, then the whole sum -------------------------------------------------------------------------------
+
+
+def test_a_query_beyond_the_tolerance_gets_more_samples_then_the_whole_sum(
+    bank: NDArray[np.float32], queries: NDArray[np.float32], log_sums: NDArray[np.float64]
+) -> None:
+    Q, tolerance = torch.from_numpy(queries), 0.085
+    first = estimator(bank, [SAMPLE // 4], 0, math.inf).estimates(Q).half_widths
+    found = estimator(bank, [SAMPLE // 4, SAMPLE], 0, tolerance).estimates(Q)
+    second = (found.half_widths > 0) & (found.half_widths != first)
+    whole = found.half_widths == 0
+    assert (found.half_widths <= tolerance).all()
+    assert min((first <= tolerance).sum(), second.sum(), whole.sum()) > 0  # each way was taken
+    np.testing.assert_allclose(found.log_sums[whole].numpy(), log_sums[whole.numpy()], rtol=0, atol=1e-4)
+    sampled = ~whole.numpy()
+    covered = np.abs(found.log_sums.numpy() - log_sums)[sampled] <= found.half_widths.numpy()[sampled]
+    assert covered.mean() > 0.85  # one sample, whose errors go together
+
+
+def test_how_a_query_is_scored_depends_on_no_other(bank: NDArray[np.float32], queries: NDArray[np.float32]) -> None:
+    sample, Q = estimator(bank, [SAMPLE], 0, 0.05), torch.from_numpy(queries)
+    together = sample.estimates(Q)
+    for part in (slice(0, 60), slice(60, 200)):
+        alone = sample.estimates(Q[part])
+        torch.testing.assert_close(alone.log_sums, together.log_sums[part], rtol=0, atol=1e-4)
+        torch.testing.assert_close(alone.half_widths, together.half_widths[part], rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_sample_cannot_tell_is_summed_whole(bank: NDArray[np.float32]) -> None:
+    """Kernels so small that they underflow, and a sum that rests on one embedding."""
+    far = -20 * bank[:3]
+    lonely = np.concatenate([bank, 3 * np.eye(DIMENSION, dtype=np.float32)[:1]])
+    Q = np.concatenate([far, lonely[-1:]])
+    expected = logsumexp(-GAMMA * squared_distances(Q, lonely), axis=1)
+    found = estimator(lonely, [SAMPLE], 0, math.inf).estimates(torch.from_numpy(Q))
+    assert not found.half_widths.isfinite().any()
+    refined = estimator(lonely, [SAMPLE], 0, 1e9).estimates(torch.from_numpy(Q))
+    assert (refined.half_widths == 0).all()
+    np.testing.assert_allclose(refined.log_sums.numpy(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_gradient_is_that_of_the_whole_sum(bank: NDArray[np.float32], queries: NDArray[np.float32]) -> None:
+    gradients: list[torch.Tensor] = []
+    for log_sum in (estimator(bank, [SAMPLE], 0, math.inf), LogKernelSum(torch.from_numpy(bank), GAMMA)):
+        Q = torch.from_numpy(queries[:20]).requires_grad_()
+        gradients += torch.autograd.grad(log_sum(Q).sum(), Q)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=0)
+
+
+# --- as a mode of the kernel density --------------------------------------------------------------------------------
+
+
+def test_scores_come_with_their_error(bank: NDArray[np.float32], queries: NDArray[np.float32]) -> None:
+    kde, exact = density(tolerance=0.012).fit(bank), KernelDensity(EXACT).fit(bank)
+    Q = torch.from_numpy(queries)
+    scores, half_widths = kde.scores_with_error(Q)
+    np.testing.assert_array_equal(kde.score_samples(queries), scores.numpy())
+    assert (half_widths <= 0.012).all()
+    assert (half_widths > 0).sum() > 20
+    apart = np.abs(scores.numpy() - exact.score_samples(queries))
+    assert np.sqrt(np.mean(apart**2)) < 0.012
+    assert apart.max() > 1e-6  # it was sampled at all
+    plain, nothing = exact.scores_with_error(Q)
+    np.testing.assert_array_equal(plain.numpy(), exact.score_samples(queries))
+    assert not nothing.any()
+
+
+def test_the_samples_are_stored_and_drawn_by_the_seed(bank: NDArray[np.float32], tmp_path: Path) -> None:
+    Q = clusters(50, 5)
+    kde = density(seed=4, tolerance=1.0).fit(bank)
+    kde.save(tmp_path)
+    restored = KernelDensity(kde.configuration).restore(tmp_path)
+    np.testing.assert_array_equal(restored.score_samples(Q), kde.score_samples(Q))
+    np.testing.assert_array_equal(density(seed=4, tolerance=1.0).fit(bank).score_samples(Q), kde.score_samples(Q))
+    assert (density(seed=5, tolerance=1.0).fit(bank).score_samples(Q) != kde.score_samples(Q)).any()
+    facts = json.loads(json.dumps(restored.facts()))
+    assert (facts["mode"], facts["sampled"]) == ("sampled", [SAMPLE])
+
+
+def test_a_bank_that_is_no_larger_than_its_samples_is_summed_whole() -> None:
+    X, Q = clusters(4 * SAMPLE - 1, 0), clusters(50, 1)
+    kde = density().fit(X)
+    assert kde.facts()["sampled"] == []
+    assert not kde.scores_with_error(torch.from_numpy(Q))[1].any()
+    np.testing.assert_array_equal(kde.score_samples(Q), KernelDensity(EXACT).fit(X).score_samples(Q))
+
+
+def test_a_bank_that_grows_is_sampled_anew(bank: NDArray[np.float32]) -> None:
+    kde = density(tolerance=1e9).fit(bank)
+    added = 0.7 * clusters(6000, 7)  # elsewhere: what knows nothing of them scores them low
+    grown = kde.extended(added)
+    scores, half_widths = grown.scores_with_error(torch.from_numpy(added[:200]))
+    expected = logsumexp(-kde.gamma * squared_distances(added[:200], np.concatenate([bank, added])), axis=1)
+    expected = (expected - math.log(len(bank) + len(added))) / kde.gamma
+    assert (np.abs(scores.numpy() - expected) <= half_widths.numpy()).mean() > 0.85
+
+
+@pytest.mark.parametrize(
+    "settings", [{"samples": 63}, {"tolerance": 0}, {"tolerance": math.inf}, {"seed": -1}, {"precision": "float64"}]
+)
+def test_a_wrong_setting_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        KernelDensityConfiguration.model_validate({"mode": "sampled", **settings})
+
+
+@pytest.mark.cuda
+def test_cuda_samples_as_the_cpu_does(bank: NDArray[np.float32], queries: NDArray[np.float32]) -> None:
+    kde = density().fit(bank)
+    on_cuda = KernelDensity(kde.configuration, "cuda")
+    on_cuda.bank = type(kde.bank)(kde.bank._index, torch.device("cuda"))
+    on_cuda._adopt(kde.state)
+    np.testing.assert_allclose(on_cuda.score_samples(queries), kde.score_samples(queries), rtol=0, atol=1e-4)
