@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a host with a GPU is asked for: correctness on CUDA, the scan benchmark, both encoders trained on real parts, and
+# What a host with a GPU is asked for: correctness on CUDA, speed, both encoders trained on real parts, and
 # the studies of what fast detectors lose.
 #
 #   benchmarks/gpu.sh DATA OUT [CATEGORY...]
@@ -18,6 +18,7 @@ mkdir -p "$out"
 
 "$python" -m pytest -m cuda -rs -p no:cacheprovider 2>&1 | tee "$out/tests.log"
 "${plumbline[@]}" benchmark scan --device cuda --json | tee "$out/scan.txt"
+"$(dirname "$0")/gpu_speed.sh" "$out/speed"
 
 # The paper's encoder, task and optimizer (section 4.2, appendix A.4); it does not give the number of patches, so the
 # number of steps is ours.

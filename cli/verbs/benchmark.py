@@ -15,18 +15,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the benchmarks."""
     parser.add_argument(
         "name",
-        choices=("scan", "predict", "http"),
+        choices=("scan", "predict", "growth", "http"),
         help="scan: ResNet18Patch against DensePatch on one image. predict: every stage of an inspection, beside the "
-        "matrix product of as many multiply-adds. http: a running service against a loop in one process: throughput, "
-        "latency, overload",
+        "matrix product of as many multiply-adds. growth: time along bank, batch and area, as a plot. http: a running "
+        "service against a loop in one process: throughput, latency, overload",
     )
     parser.add_argument(
-        "--repeats", type=positive_integer, help="scan, predict: timed runs of each (default: 7 and 15)"
+        "--repeats", type=positive_integer, help="scan, predict, growth: timed runs of each (default: 7, 15, 7)"
     )
     parser.add_argument("--encoder", help="predict: of the detector that is trained for it (default: dense_patch)")
     parser.add_argument(
-        "--batches", type=positive_integer, nargs="+", default=(1, 32), help="predict: images a call (default: 1 32)"
+        "--batches", type=positive_integer, nargs="+", help="predict, growth: images a call (default: 1 32; 1 to 32)"
     )
+    growth = parser.add_argument_group("growth")
+    growth.add_argument("--out", type=Path, default=Path("growth"), help="folder (default: %(default)s)")
+    growth.add_argument("--bank-sizes", type=positive_integer, nargs="+", help="embeddings (default: by the device)")
+    growth.add_argument("--sides", type=positive_integer, nargs="+", help="of the input, in pixels")
     detector = parser.add_argument_group("detector, for predict and http")
     detector.add_argument(
         "--folder",
@@ -49,7 +53,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from models.device import set_threads
 
     set_threads(options.threads)
-    result = {"scan": _scan, "predict": _predict, "http": _http}[options.name](options)
+    result = {"scan": _scan, "predict": _predict, "growth": _growth, "http": _http}[options.name](options)
     _show(result)
     return result
 
@@ -75,11 +79,26 @@ def _scan(options: argparse.Namespace) -> dict[str, Any]:
 
 def _predict(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.detectors import load_active
-    from benchmarks.predict import measure
+    from benchmarks.predict import BATCHES, measure
 
     models, category, images = _detector(options)
-    files = [path.read_bytes() for path in images[: max(options.batches)]]
-    return measure(load_active(models, category, options.device), files, options.batches, options.repeats or 15)
+    batches = options.batches or BATCHES
+    files = [path.read_bytes() for path in images[: max(batches)]]
+    return measure(load_active(models, category, options.device), files, batches, options.repeats or 15)
+
+
+def _growth(options: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.growth import BATCHES, SIDES, measure
+    from models.device import resolve_device
+
+    return measure(
+        options.out,
+        resolve_device(options.device),
+        bank_sizes=options.bank_sizes,
+        batches=options.batches or BATCHES,
+        sides=options.sides or SIDES,
+        rounds=options.repeats or 7,
+    )
 
 
 def _http(options: argparse.Namespace) -> dict[str, Any]:
