@@ -24,6 +24,7 @@ from models.encoders import DensePatchConfiguration, Encoder, EncoderConfigurati
 from models.geometry import ScanGeometry
 from models.heatmap import GaussianUpsampler, peak_window
 from models.images import Placement, ResizeMode, place_image
+from models.inference import FLOAT32, InferenceError, InferencePlan, embedder, network_of
 from models.operation import Operation
 from models.prediction import Prediction, Verdict
 from models.region_of_interest import RegionOfInterest
@@ -42,6 +43,7 @@ class DetectorConfiguration(BaseModel):
         resize: how an image that is not square becomes one.
         sigma: standard deviation of the heatmap's Gaussian, in pixels of the detector's input; None for a quarter of
             the patch.
+        inference: how embeddings are computed; what a fitted detector has says so without ``auto``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +53,7 @@ class DetectorConfiguration(BaseModel):
     density: DensityConfiguration = KernelDensityConfiguration()
     resize: ResizeMode = "squash"
     sigma: float | None = Field(default=None, ge=2)
+    inference: InferencePlan = InferencePlan()
 
     @model_validator(mode="after")
     def _sigma_fits(self) -> DetectorConfiguration:
@@ -78,18 +81,28 @@ class Scan:
     An ``Ensemble`` of several is used in the same way.
 
     Args:
-        configuration: what it is made of.
-        encoder: trained; put into evaluation mode.
+        configuration: what it is made of; a plan that leaves the precision open is resolved for the device.
+        encoder: trained; put into evaluation mode. What runs is a copy of its weights as they are now.
         density: fitted on the encoder's embeddings.
         device: where all of it runs.
+
+    Attributes:
+        encoder: as it was trained, in float32; scores are explained by it.
+        network: the copy.
+
+    Raises:
+        InferenceError: the plan does not run here.
     """
 
     def __init__(
         self, configuration: DetectorConfiguration, encoder: Encoder, density: Density, device: torch.device
     ) -> None:
         keep_float32()
-        self.configuration = configuration
+        plan = configuration.inference.resolved(device)
+        self.configuration = configuration.model_copy(update={"inference": plan})
         self.encoder = encoder.eval().to(device).to(memory_format=torch.channels_last)
+        self.network = network_of(self.encoder, plan)
+        self._embed = embedder(self.network, plan, device)
         self.density = density
         self.device = device
         self.upsample = GaussianUpsampler(configuration.geometry, configuration.sigma, device)
@@ -102,8 +115,7 @@ class Scan:
     @torch.inference_mode()
     def embed(self, images: NDArray[np.uint8]) -> Tensor:
         """Every window's embedding: (B, S, S, 3) -> (B, h, w, D) unit-norm, on the device."""
-        embeddings: Tensor = self.encoder(self.pixels(images))
-        return embeddings.permute(0, 2, 3, 1)
+        return self._embed(self.pixels(images)).permute(0, 2, 3, 1)
 
     def look(self, images: NDArray[np.uint8]) -> Look:
         """What there is to see in inputs (B, S, S, 3)."""
@@ -115,8 +127,8 @@ class Scan:
 
     def scores_and_embeddings(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Score maps (B, h, w) and embeddings (B, D, h, w) of what ``pixels`` gives, on the device."""
-        embeddings = self.encoder(pixels)
-        return -self.density.score_map(self.encoder, pixels, embeddings), embeddings
+        embeddings = self._embed(pixels)
+        return -self.density.score_map(self.network, pixels, embeddings), embeddings
 
     def pixels(self, images: NDArray[np.uint8]) -> Tensor:
         """Inputs (B, S, S, 3) as an encoder takes them: (B, 3, S, S) in [0, 1], on the device."""
@@ -354,6 +366,8 @@ class Detector:
         target = resolve_device(device)
         try:
             configuration = DetectorConfiguration.model_validate(manifest.configuration["detector"])
+            if "inference" not in configuration.model_fields_set:  # written before versions had a plan
+                configuration = configuration.model_copy(update={"inference": FLOAT32})
             operating_point = OperatingPoint.model_validate(manifest.configuration["operating_point"])
             members = []
             for number in range(sum(name.endswith(ENCODER_FILE) for name in manifest.files) or 1):
@@ -364,6 +378,8 @@ class Detector:
                 members.append(Scan(configuration, encoder, density, target))
             calibration_set = CalibrationSet.load(folder)
             validity = Validity.load(folder) if VALIDITY_FILE in manifest.files else None
+        except InferenceError as error:
+            raise ArtifactError(f"{folder} cannot run here: {error}") from error
         except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{folder}: its configuration or arrays are not what this build reads; use the Plumbline that wrote "

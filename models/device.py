@@ -29,6 +29,14 @@ def resolve_device(name: str) -> torch.device:
     raise DeviceError(f"unknown device {name!r}; accepted: auto, cpu, cuda")
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; without them it is right as well, but slow."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def keep_float32() -> None:
     """Convolutions in float32 as it is, not in TF32, cuDNN's default: a threshold holds for scores of one precision."""
     torch.backends.cudnn.allow_tf32 = False

@@ -44,7 +44,8 @@ class Explanation:
         window: the peak, in pixels of the detector's square input.
         attributions: (S, S) float32 over that input; above 0 makes the image more anomalous, below 0 less; 0 outside
             the window where the encoder's windows are independent. Integrated gradients: in units of the score, adding
-            up to ``image_score - baseline_score``. Grad-CAM: relative, never below 0.
+            up to ``image_score - baseline_score``, but for the rounding of the detector's inference plan: explained is
+            the encoder in float32. Grad-CAM: relative, never below 0.
         baseline_score: the score that integrated gradients start from; None for Grad-CAM.
     """
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
+from models.device import computes_bfloat16
 from models.encoders import Encoder, EncoderConfiguration, as_input, create_encoder
 from models.geometry import ScanGeometry
 from training.presets import PRESETS
@@ -344,11 +345,7 @@ class Trainer:
 def _uses_bfloat16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch has no public question for it; float32 where a later torch drops these.
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+    return computes_bfloat16(device)
 
 
 @contextmanager

@@ -16,9 +16,12 @@ from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box, ScanGeometry
 from models.images import place_image
+from models.inference import FLOAT32
 
 FINGERPRINT = "0123456789abcdef" * 4
-SMALL = DetectorConfiguration(geometry=ScanGeometry(image_size=97), encoder=DensePatchConfiguration(width=4))
+SMALL = DetectorConfiguration(
+    geometry=ScanGeometry(image_size=97), encoder=DensePatchConfiguration(width=4), inference=FLOAT32
+)
 
 
 def part(seed: int, height: int, width: int, defect: Box | None = None) -> NDArray[np.uint8]:

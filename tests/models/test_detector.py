@@ -204,7 +204,7 @@ def test_a_good_part_below_the_pixel_threshold_has_no_region() -> None:
 
 def test_an_encoder_that_gives_no_numbers_passes_no_part() -> None:
     detector = detector_of(learn(SMALL))
-    next(detector.scan.members[0].encoder.parameters()).data.fill_(math.nan)
+    next(detector.scan.members[0].network.parameters()).data.fill_(math.nan)
     with pytest.raises(ValueError, match="finite"):
         detector.predict([part(50, 60, 60)])
 

@@ -39,6 +39,7 @@ from models.geometry import Box, ScanGeometry
 from models.heads import ROTATIONS, projection_head
 from models.heatmap import peak_window
 from models.images import place_image, read_image
+from models.inference import FLOAT32
 from training.data import open_dataset
 from training.fit import FitConfiguration, fit
 from training.synthetic import generate
@@ -84,7 +85,9 @@ def member(encoder_name: str, density: DensityConfiguration = KINDS["kde"], seed
     """An untrained encoder and a density of the windows of good parts."""
     torch.manual_seed(seed)
     geometry = COARSE if encoder_name == "resnet18" else GEOMETRY
-    configuration = DetectorConfiguration(geometry=geometry, encoder=ENCODERS[encoder_name], density=density)
+    configuration = DetectorConfiguration(
+        geometry=geometry, encoder=ENCODERS[encoder_name], density=density, inference=FLOAT32
+    )
     encoder = create_encoder(configuration.encoder, geometry)
     scan = Scan(configuration, encoder, create_density(density), CPU)
     scan.density.fit(scan.embed(np.stack([part(number) for number in range(1, 5)])).flatten(0, 2).numpy())
@@ -105,7 +108,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, NDArray
     generate(root, "tile", train=10, test_good=1, test_defects=1, image_size=64)
     dataset = open_dataset(root, "tile")
     configuration = FitConfiguration(
-        detector=DetectorConfiguration(geometry=GEOMETRY, encoder=DensePatchConfiguration(width=8)),
+        detector=DetectorConfiguration(geometry=GEOMETRY, encoder=DensePatchConfiguration(width=8), inference=FLOAT32),
         training=TrainingConfiguration(steps=40, batch_size=16, crop_patches=1),
         bank_size=400,
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.densities import create_density
 from models.detector import DetectorConfiguration, Scan
 from models.geometry import ScanGeometry
+from models.inference import FLOAT32
 from training.data import GOOD, DataError, LoadedImages, load_images, load_mask, open_dataset
 from training.fit import fit_density
 from training.metrics import RankedPixels, auroc
@@ -66,7 +67,10 @@ class Defects(Protocol):
         for name, classifier in classifiers.items():
             density = create_density(classifier.density, device)
             configuration = DetectorConfiguration(
-                geometry=self.geometry, encoder=self.encoder(trial), density=classifier.density
+                geometry=self.geometry,
+                encoder=self.encoder(trial),
+                density=classifier.density,
+                inference=FLOAT32,  # the paper's figures are of one precision on every machine
             )
             scan = Scan(configuration, trainer.encoder, density, device)
             fit_density(scan, trainer.task, train, self.size.fit, trial.seed)
