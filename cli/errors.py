@@ -47,7 +47,7 @@ def exit_status(error: BaseException) -> int | None:
         return WRONG_INPUT
     if names & {"DataError", "SettingsError", "DeviceError", "SyntheticError", "TrainingSettingsError", "WeightsError"}:
         return WRONG_INPUT
-    if isinstance(error, ArtifactError | OSError) or "TrainingError" in names:
+    if isinstance(error, ArtifactError | OSError) or names & {"ExportError", "TrainingError"}:
         return FAILED
     return None
 

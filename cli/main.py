@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "measure a detector on test images",
     "score": "score images",
     "explain": "show what made the score of images",
+    "export": "write a version for ONNX Runtime or OpenVINO",
     "serve": "serve the active versions over HTTP",
     "keys": "make, list and revoke the keys that callers of the service need",
     "models": "list, show, activate and verify trained versions",

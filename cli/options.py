@@ -27,6 +27,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: CUDA if there is)"
     )
+    add_threads(parser)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``."""
     parser.add_argument(
         "--threads",
         type=positive_integer,

@@ -30,6 +30,7 @@ VERBS = (
     "analyse",
     "data",
     "explain",
+    "export",
 )
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

@@ -93,7 +93,7 @@ class RotationClassifier(Density):
         """log p(rotation | the window turned by it): (B, 3, H, W) -> (B, h, w)."""
         features = encoder.features(torch.rot90(images, rotation, dims=(2, 3)))  # (B, F, h or w, w or h)
         logits = self._head(window_vectors(features.float()))
-        log_probabilities = logits.log_softmax(dim=1)[:, rotation].view(len(images), *features.shape[2:])
+        log_probabilities = logits.log_softmax(dim=1)[:, rotation].view(-1, *features.shape[2:])
         return torch.rot90(log_probabilities, -rotation, dims=(1, 2))
 
 

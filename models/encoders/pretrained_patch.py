@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.feature_extraction import create_feature_extractor
-from torchvision.transforms.functional import normalize as standardize
 
 from models.encoders.base import Encoder, FeatureGrid
 from models.geometry import ScanGeometry
@@ -121,7 +120,8 @@ class PretrainedPatch(Encoder):
         return FeatureGrid(self.last_level, 0, self.levels[-1].jump)
 
     def _levels(self, images: Tensor) -> list[Tensor]:
-        standardized = standardize(images, IMAGENET_MEAN, IMAGENET_DEVIATION)
+        mean, deviation = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        standardized = (images - mean) / deviation  # torchvision's function cannot be traced
         maps: dict[str, Tensor] = self.backbone(standardized.to(next(self.backbone.parameters()).dtype))
         maps[self.levels[-1].module] = self.last_level(maps[self.levels[-1].module])
         means = []

@@ -42,8 +42,10 @@ class ResNet18Patch(Encoder):
         windows = extract_windows((images * 2 - 1).to(self.backbone.conv1.weight.dtype), self.geometry)
         batch, height, width = windows.shape[:3]
         flat = windows.reshape(-1, *windows.shape[3:])  # (B * h * w, 3, patch, patch)
-        # Training sends one window an image, and batch norm must see the whole batch at once.
-        parts = [flat] if self.training else torch.split(flat, WINDOWS_PER_BATCH)
+        # Training sends one window an image, and batch norm must see the whole batch at once. A graph that is traced
+        # (models/graph.py) holds for any number of images, so for no number of parts.
+        whole = self.training or torch.compiler.is_exporting()
+        parts = [flat] if whole else torch.split(flat, WINDOWS_PER_BATCH)
         features = torch.cat([self.backbone(part) for part in parts])
         return features.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
