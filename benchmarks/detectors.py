@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -21,10 +22,10 @@ TRAIN_IMAGES, TEST_IMAGES, SEED = 40, 20, 0
 def prepare(
     folder: Path, steps: int, device: str, configuration: DetectorConfiguration | None = None
 ) -> tuple[Path, str, list[Path]]:
-    """A briefly trained detector; what lies in ``folder`` from an earlier call is used again.
+    """A briefly trained detector; one that an earlier call made by the same settings in ``folder`` is used again.
 
     Args:
-        folder: for data and models, one store for each kind of encoder.
+        folder: for data and models.
         steps: of its training.
         device: where it is trained.
         configuration: of the detector; its default if None.
@@ -32,18 +33,20 @@ def prepare(
     Returns:
         The model store, the category, and test images.
     """
-    configuration = configuration or DetectorConfiguration()
-    name = configuration.encoder.name
-    data, models = folder / "data", folder / f"models-{name}"
+    settings = FitConfiguration(
+        detector=configuration or DetectorConfiguration(), training=TrainingConfiguration(steps=steps, seed=SEED)
+    )
+    digest = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()
+    data, own = folder / "data", folder / f"{settings.detector.encoder.name}-{digest[:8]}"
     if not (data / PRODUCT).exists():
         generate(data, PRODUCT, seed=SEED, train=TRAIN_IMAGES, test_good=TEST_IMAGES, test_defects=TEST_IMAGES // 4)
+    models = own / "models"
     models.mkdir(parents=True, exist_ok=True)
     store = ModelStore(models)
     if PRODUCT not in store.categories():
         torch.manual_seed(SEED)
-        settings = FitConfiguration(detector=configuration, training=TrainingConfiguration(steps=steps, seed=SEED))
-        dataset, run = open_dataset(data, PRODUCT), folder / f"run-{name}"
-        detector, _ = fit(dataset, settings, device=resolve_device(device), folder=run)
+        dataset = open_dataset(data, PRODUCT)
+        detector, _ = fit(dataset, settings, device=resolve_device(device), folder=own / "run")
         store.publish(PRODUCT, detector.save)
     return models, PRODUCT, sorted((data / PRODUCT / "test").rglob("*.png"))
 
