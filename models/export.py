@@ -22,10 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 from models.artifact import sync_folder, sync_tree
-from models.detector import Detector
+from models.calibration_set import calibrate
+from models.densities import Density, KernelDensity
+from models.detector import Detector, Scan, combine
 from models.geometry import Box
 from models.graph import INPUT, OUTPUTS, DetectorGraph
 from models.heatmap import peak_window
+from models.inference import FLOAT32
 from models.operation import Operation
 from models.sessions import FACTS, OnnxSession, OpenVinoSession, Outcome, Session, openvino, require
 from models.store_files import remove
@@ -62,7 +65,8 @@ def export(
 
     Args:
         detector: a published one, on the CPU.
-        operation: its thresholds go with the model; its region of interest is where windows count.
+        operation: its thresholds go with the model, set anew where the version does not compute in float32; its region
+            of interest is where windows count.
         folder: must not exist.
         batch: images that the model takes at once; None for any number.
         check_images: how many of the calibration images to check on; None for all.
@@ -81,6 +85,8 @@ def export(
     for library in LIBRARIES[form]:
         openvino() if library == "openvino" else require(library, form)
     graph = DetectorGraph(detector.scan, operation.region_of_interest).eval()
+    plan = detector.scan.configuration.inference
+    detector, operation = in_float32(detector, operation)
     facts, side = describe(detector, operation), detector.geometry.image_size
     staging = folder.with_name(f".{folder.name}.new")
     remove(staging)
@@ -93,6 +99,7 @@ def export(
         report = {
             "format": form,
             **facts,
+            "plan_of_version": plan.name,
             "batch": "dynamic" if batch is None else batch,
             "input": {INPUT: f"({batch or 'batch'}, {side}, {side}, 3) uint8 RGB"},
             "outputs": list(OUTPUTS),
@@ -106,6 +113,39 @@ def export(
         remove(staging)
         raise
     return report
+
+
+def in_float32(detector: Detector, operation: Operation) -> tuple[Detector, Operation]:
+    """The same detector computed in float32, as every engine can, and an operation whose thresholds are made for that.
+
+    A plan of half precision moves scores, so the calibration images are scanned again, and give the thresholds for the
+    same false-reject rate in the same region. A detector that computes in float32 stays as it is.
+    """
+    scan = detector.scan
+    members = [(member, _density_in_float32(member.density)) for member in scan.members]
+    if scan.configuration.inference == FLOAT32 and all(member.density is density for member, density in members):
+        return detector, operation
+    configuration = scan.configuration.model_copy(update={"inference": FLOAT32})
+    exact = combine([Scan(configuration, member.encoder, density, scan.device) for member, density in members])
+    held = detector.calibration_set
+    made = Detector(
+        detector.category,
+        exact,
+        calibrate(exact, detector.geometry, held.inputs, held.contents),
+        validity=detector.validity,
+        data_fingerprint=detector.data_fingerprint,
+        training=detector.training,
+    )
+    made.manifest = detector.manifest
+    before = operation.operating_point
+    point = made.operating_point_for(before.false_reject_rate, operation.region_of_interest)
+    return made, operation.model_copy(
+        update={"operating_point": point.model_copy(update={"invalidity_threshold": before.invalidity_threshold})}
+    )
+
+
+def _density_in_float32(density: Density) -> Density:
+    return density.in_float32() if isinstance(density, KernelDensity) else density
 
 
 def open_session(folder: Path, form: Format) -> Session:

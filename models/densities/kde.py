@@ -106,6 +106,15 @@ class KernelDensity(BankDensity):
         log_sums, half_widths = self._log_sum.estimates(queries)
         return self._scores(log_sums), half_widths / self.gamma
 
+    def in_float32(self) -> Self:
+        """The same density, its products in float32."""
+        if self.configuration.precision == "float32":
+            return self
+        exact = type(self)(self.configuration.model_copy(update={"precision": "float32"}), self.device)
+        exact.bank = self.bank
+        exact._adopt(self.state)
+        return exact
+
     def facts(self) -> dict[str, Any]:
         sampled = {"sampled": [rows.numel() for rows in _samples(self.state)]} if self.mode == "sampled" else {}
         return {**super().facts(), "mode": self.mode, **sampled}

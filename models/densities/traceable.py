@@ -41,11 +41,7 @@ def traceable(density: Density) -> nn.Module:
     if isinstance(density, NearestNeighbours):
         nearest = NearestDistances(density.bank.vectors, density.configuration.neighbours)
         return Then(nearest, lambda distances: -distances.mean(dim=2))
-    name = getattr(density.configuration, "name", type(density).__name__)
-    raise NotTraceable(
-        f"the density {name} cannot be exported; these can: gaussian_density, gaussian_mixture, kernel_density, "
-        "nearest_neighbours, one_class_svm, rotation_classifier"
-    )
+    raise _refusal(getattr(density.configuration, "name", type(density).__name__))
 
 
 class TracedKernelSum(nn.Module):
@@ -179,8 +175,10 @@ def _kernel_density(density: KernelDensity) -> nn.Module:
 
     if density.mode == "exact":
         return Then(TracedKernelSum(vectors, gamma), score)
-    nearest = NearestDistances(vectors, min(density.configuration.neighbours, len(vectors)))
-    return Then(nearest, lambda distances: score((-gamma * distances).logsumexp(dim=2)))
+    if density.mode == "neighbours":
+        nearest = NearestDistances(vectors, min(density.configuration.neighbours, len(vectors)))
+        return Then(nearest, lambda distances: score((-gamma * distances).logsumexp(dim=2)))
+    raise _refusal(f"kernel_density in the mode {density.mode}")
 
 
 def _one_class_svm(density: OneClassSVM) -> nn.Module:
@@ -190,6 +188,13 @@ def _one_class_svm(density: OneClassSVM) -> nn.Module:
         return Linear(state["normal"], offset)
     log_sum = TracedKernelSum(state["support_vectors"], float(state["gamma"]), state["coefficients"].log())
     return Then(log_sum, lambda values: values.exp() - offset)
+
+
+def _refusal(density: str) -> NotTraceable:
+    return NotTraceable(
+        f"the density {density} cannot be exported; these can: gaussian_density, gaussian_mixture, kernel_density in "
+        "the modes exact and neighbours, nearest_neighbours, one_class_svm, rotation_classifier"
+    )
 
 
 def _tiles(values: Tensor, size: int, dim: int) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ import pytest
 
 from models.artifact import read_manifest
 from models.detector import Detector
+from models.export import in_float32
 from models.images import read_image
 from models.operation import Operations, revised
 from models.sessions import OnnxSession, OpenVinoSession
@@ -28,7 +29,8 @@ def test_export_writes_a_model_that_scores_as_the_version_does(
     store = ModelStore(own_models)
     folder = store.folder(CATEGORY, 1)
     detector = Detector.load(folder, "cpu")
-    operation = Operations(store).record(detector, lambda before: revised(detector, before, author="tests", rate=0.5))
+    recorded = Operations(store).record(detector, lambda before: revised(detector, before, author="tests", rate=0.5))
+    detector, operation = in_float32(detector, recorded)
     out = tmp_path / "deep" / "exported"
     outcome = run(
         "export", CATEGORY, "--format", form, "--out", out, "--models", own_models, "--check-images", "2", "--json",
@@ -37,13 +39,14 @@ def test_export_writes_a_model_that_scores_as_the_version_does(
     assert outcome.status == 0, outcome.errors
     result = outcome.result
     assert (result["category"], result["version"], result["operation"], result["format"]) == (CATEGORY, 1, 1, form)
-    assert result["image_threshold"] == operation.operating_point.image_threshold
+    assert result["image_threshold"] == pytest.approx(operation.operating_point.image_threshold, abs=1e-5)
+    assert result["image_threshold"] == pytest.approx(recorded.operating_point.image_threshold, abs=0.02)
     assert result["artifact_digest"] == read_manifest(folder).digest
     assert json.loads((out / "model.json").read_text()) == {k: v for k, v in result.items() if k != "folder"}
     assert result["check"]["images"] == 2
     assert "an image: " in outcome.output
     session = OnnxSession(out / "model.onnx") if form == "onnx" else OpenVinoSession(out / "model.xml")
-    assert float(session.facts["image_threshold"]) == operation.operating_point.image_threshold
+    assert float(session.facts["image_threshold"]) == result["image_threshold"]
     image = read_image(next((data / CATEGORY / "test" / "good").iterdir()))
     placed, _ = detector.place(image)
     [prediction] = detector.predict([image], operation)

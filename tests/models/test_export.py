@@ -38,11 +38,12 @@ from models.encoders import (
     ResNet18PatchConfiguration,
     create_encoder,
 )
-from models.export import ExportError, check, export
+from models.export import ExportError, check, export, in_float32
 from models.geometry import Box, ScanGeometry
 from models.graph import DetectorGraph
 from models.heads import ROTATIONS, projection_head
 from models.heatmap import peak_window
+from models.inference import FLOAT32, InferencePlan
 from models.operation import Operation
 from models.region_of_interest import RegionOfInterest
 from models.sessions import MissingExtra, OnnxSession, OpenVinoSession, Session, openvino
@@ -180,6 +181,32 @@ def test_a_model_and_its_sidecar_say_what_they_are(tmp_path: Path) -> None:
         "anomaly_map",
         "mean_embedding",
     ]
+
+
+def test_half_precision_becomes_float32_and_is_calibrated_as_that(tmp_path: Path) -> None:
+    """Otherwise its scores are those of the version, its thresholds too, and they do not belong together."""
+    half = make(
+        SMALL.model_copy(
+            update={
+                "inference": InferencePlan(precision="bfloat16"),
+                "density": KernelDensityConfiguration(precision="bfloat16"),
+            }
+        )
+    )
+    exact, operation = in_float32(half, half.own_operation)
+    assert exact.scan.configuration.inference == FLOAT32
+    report = export(half, half.own_operation, tmp_path / "out", "onnx")
+    assert report["plan_of_version"] == "bfloat16 torch"
+    assert report["image_threshold"] == operation.operating_point.image_threshold
+    assert report["image_threshold"] == exact.calibration.operating_point().image_threshold
+    assert report["image_threshold"] != half.operating_point.image_threshold
+    assert_agrees(exact, OnnxSession(tmp_path / "out" / "model.onnx"))
+    assert in_float32(exact, operation) == (exact, operation)
+
+
+def test_a_sampled_sum_is_refused() -> None:
+    with pytest.raises(NotTraceable, match=r"kernel_density in the mode sampled cannot .* exact"):
+        DetectorGraph(make(SMALL.model_copy(update={"density": KernelDensityConfiguration(mode="sampled")})).scan)
 
 
 def test_what_does_not_agree_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
