@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What a host with a GPU is asked for about speed, in minutes: inspections of both encoders, the kernel density, growth.
+# What a host with a GPU is asked for about speed, in minutes: inspections of both encoders, of the default as it is
+# and tuned, the kernel density, and growth.
 #
 #   benchmarks/gpu_speed.sh OUT
 #
@@ -25,4 +26,10 @@ detector=("${device[@]}" --folder "$out/detector" --json)
 step predict "${benchmark[@]}" predict "${detector[@]}" --batches 1 32
 step predict_resnet18_patch "${benchmark[@]}" predict "${detector[@]}" --batches 1 32 \
   --encoder resnet18_patch --steps 20 --repeats 5
+# The fastest way to compute on this GPU, as a version of its own.
+models=("$out"/detector/dense_patch-*/models)
+own=(--models "${models[0]}" "${device[@]}" --json)
+step tune "${plumbline[@]}" tune fabric "${own[@]}" --activate
+step predict_tuned "${benchmark[@]}" predict "${own[@]}" --category fabric --images "$out/detector/data/fabric/test" \
+  --batches 1 32
 step growth "${benchmark[@]}" growth "${device[@]}" --json --out "$out/growth"

@@ -107,7 +107,7 @@ def measure(
             }
             for (along, mode), points in curves.items()
         },
-        "configuration": configuration.model_dump(mode="json"),
+        "configuration": scan.configuration.model_dump(mode="json"),
         "bank": FitConfiguration().bank_size,
         "machine": facts,
     }

@@ -37,7 +37,7 @@ from models.images import read_image
 WORKER = Path(__file__).with_name("peers_worker.py")
 PEERS = ("padim_resnet18", "patchcore_resnet18", "efficientad_s", "patchcore_wide_resnet50_2")
 REFERENCE = "padim_resnet18"
-FIT_IMAGES = 160  # PatchCore keeps 102 patches of each: a bank of 16,320
+FIT_IMAGES = 160  # PatchCore keeps a tenth of their patches: a bank of 16,380
 CALLS = 3  # that count, of a turn
 PAUSE_S = 0.02  # before a turn: threads of the other process that wait for work in a loop go to sleep
 
