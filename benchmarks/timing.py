@@ -6,6 +6,9 @@ timings["exact"].milliseconds, timings["exact"].ratio(timings["product"])
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import math
 import os
 import platform
@@ -105,9 +108,9 @@ def turns(functions: Mapping[str, Callable[[], float]], rounds: int, *, seconds:
 def peak_memory(function: Callable[[], object], device: torch.device = CPU) -> int | None:
     """Bytes that one call needs at its highest beyond what was held before it; the call is not timed.
 
-    On a GPU, what torch allocated there. On a CPU the resident memory of the process, in which freed memory that the
-    allocator kept does not show: a call that is to be measured goes before others like it. None where the system does
-    not tell.
+    On a GPU, what torch allocated there. On a CPU the resident memory of the process, once what was freed before has
+    gone back to the system; what a library keeps from a first call for the next does not show. None where the system
+    does not tell.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -116,6 +119,7 @@ def peak_memory(function: Callable[[], object], device: torch.device = CPU) -> i
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    _give_back_freed()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the highest so far becomes what is held now
         before = _resident("VmRSS")
@@ -163,6 +167,13 @@ def _time(function: Callable[[], object], device: torch.device) -> float:
 def _round(milliseconds: float) -> float:
     """Four digits that count, for a microsecond as for a minute."""
     return float(f"{milliseconds:.4g}")
+
+
+def _give_back_freed() -> None:
+    """Have the C library return what it keeps of freed memory, or a call would take that and seem to need none."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(name: str) -> int:

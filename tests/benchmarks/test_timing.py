@@ -70,6 +70,22 @@ def test_peak_memory_is_that_of_the_call() -> None:
     assert 60 * MEGABYTE < peak < 200 * MEGABYTE
 
 
+def test_peak_memory_of_a_call_like_one_before() -> None:
+    """In pieces that the allocator keeps when they are freed, and hands out again without asking the system."""
+
+    def touch() -> None:
+        pieces = [np.ones(100_000, np.uint8) for _ in range(500)]
+        barrier.append(np.ones(100_000, np.uint8))  # behind them: the heap does not shrink by itself
+        del pieces
+
+    barrier: list[object] = []
+    touch()
+    peak = peak_memory(touch)
+    if peak is None:
+        pytest.skip("this system does not let a process reset its highest memory")
+    assert peak > 20_000_000
+
+
 @pytest.mark.cuda
 def test_on_a_gpu() -> None:
     device = torch.device("cuda")
