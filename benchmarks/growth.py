@@ -29,10 +29,11 @@ from models.densities.kde import Computed
 from models.detector import DetectorConfiguration, Scan
 from models.encoders import Encoder, create_encoder
 from models.geometry import ScanGeometry
-from training.fit import FitConfiguration
 
 BANK_SIZES = (1024, 4096, 16384, 65536)
 CUDA_BANK_SIZES = (4096, 16384, 65536, 262144, 1048576)
+USUAL_BANK = 16384  # compressed: the time does not depend on it
+MOST_MEGABYTES = 10_000.0  # of a bank
 BATCHES = (1, 2, 4, 8, 16, 32)
 SIDES = (128, 256, 384, 512, 768)
 MOST_SECONDS = 30.0  # of the timed runs of each point
@@ -74,7 +75,7 @@ def measure(
     timed = partial(interleave, rounds=rounds, device=device, seconds=MOST_SECONDS)
 
     def banks(mode: Computed) -> Mapping[str, Timing]:
-        density = KernelDensityConfiguration(mode=mode)
+        density = KernelDensityConfiguration(mode=mode, bank_megabytes=MOST_MEGABYTES)
         densities = {str(size): _fitted(density, encoder, size, device) for size in bank_sizes}
         image = _images(1, configuration.geometry.image_size)
         return timed(
@@ -84,7 +85,7 @@ def measure(
     curves: dict[tuple[str, str], dict[int, Timing]] = {}
     for mode in get_args(Computed):
         curves["bank", mode] = {int(size): timing for size, timing in banks(mode).items()}
-    usual = _fitted(KernelDensityConfiguration(), encoder, FitConfiguration().bank_size, device)
+    usual = _fitted(KernelDensityConfiguration(mode="compressed"), encoder, USUAL_BANK, device)  # auto of real images
     scan = _scan(configuration, encoder, usual)
     of_batches = timed(
         {str(batch): partial(scan.look, _images(batch, configuration.geometry.image_size)) for batch in batches}
@@ -108,7 +109,7 @@ def measure(
             for (along, mode), points in curves.items()
         },
         "configuration": scan.configuration.model_dump(mode="json"),
-        "bank": FitConfiguration().bank_size,
+        "bank": USUAL_BANK,
         "machine": facts,
     }
     (out / "growth.json").write_text(json.dumps(result, indent=2) + "\n")

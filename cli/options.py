@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,11 @@ def positive_integer(text: str) -> int:
 
 
 def member(
-    kind: str, default: str, registry: Mapping[str, type[BaseModel]], options: argparse.Namespace
+    kind: str,
+    default: str,
+    registry: Mapping[str, type[BaseModel]],
+    options: argparse.Namespace,
+    apart: Collection[str] = (),
 ) -> dict[str, Any]:
     """The configuration of one member of a registry, as far as options give it.
 
@@ -83,6 +87,7 @@ def member(
         default: the member where none is chosen.
         registry: the members' configurations by name.
         options: those called as a setting of any member give it, so that what the chosen one does not have is refused.
+        apart: settings that the options of that name do not mean.
 
     Raises:
         UsageError: if there is no such member.
@@ -90,6 +95,9 @@ def member(
     name = getattr(options, kind) or default
     if name not in registry:
         raise UsageError(f"--{kind} {name!r} is unknown; accepted: {', '.join(sorted(registry))}")
-    settings = {setting for configuration in registry.values() for setting in configuration.model_fields} - {"name"}
+    settings = {setting for configuration in registry.values() for setting in configuration.model_fields} - {
+        "name",
+        *apart,
+    }
     given = {setting: getattr(options, setting, None) for setting in sorted(settings)}
     return {"name": name, **{setting: value for setting, value in given.items() if value is not None}}

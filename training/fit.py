@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -15,7 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from models.calibration import threshold_rank
 from models.calibration_set import CalibrationSet, calibrate
-from models.densities import RotationClassifier, RotationClassifierConfiguration, create_density
+from models.densities import (
+    DensityConfiguration,
+    KernelDensity,
+    KernelDensityConfiguration,
+    RotationClassifier,
+    RotationClassifierConfiguration,
+    create_density,
+)
 from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine, member_folder
 from models.geometry import ScanGeometry
 from models.validity import Validity, blank_frames
@@ -24,6 +31,7 @@ from training.pretext import PretextConfiguration, PretextTask, Rotation, Rotati
 from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingError, check_crop
 
 VALIDITY_REFERENCES = 128  # good images that an image's summary is compared with; more are slower and tell no more
+BANK_SIZE = 4096  # embeddings that a density other than a kernel density is fitted on
 SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
 
 
@@ -35,7 +43,8 @@ class FitConfiguration(BaseModel):
         training: stage 1.
         ensemble: members of each pretext task, of the seeds ``training.seed``, ``training.seed + 1``, ...
         pretexts: pretext tasks of further members, such as other distribution augmentations.
-        bank_size: embeddings the density is fitted on, the same number from every image, drawn at random.
+        bank_size: embeddings the density is fitted on, the same number from every image, drawn at random; None is all
+            of them for a kernel density, and 4096 for the others.
         calibration_fraction: share of the good images held out for the thresholds.
         group_pattern: a regular expression whose first group, in a file name, names the part or lot; images of one
             part or lot are never on both sides of the split.
@@ -48,7 +57,7 @@ class FitConfiguration(BaseModel):
     training: TrainingConfiguration = TrainingConfiguration()
     ensemble: int = Field(default=1, ge=1)
     pretexts: tuple[PretextConfiguration, ...] = ()
-    bank_size: int = Field(default=4096, ge=1)
+    bank_size: int | None = Field(default=None, ge=1)
     calibration_fraction: float = Field(default=0.25, gt=0, lt=1)
     group_pattern: str | None = None
     false_reject_rate: float | None = Field(default=None, gt=0, lt=1)
@@ -141,7 +150,8 @@ def fit(
     chosen = set(calibration_paths)
     held_out = np.array([path in chosen for path in loaded.paths])
     images, calibration_images = loaded.images[~held_out], loaded.images[held_out]
-    bank = len(images) * windows_of_each(settings.geometry, len(images), configuration.bank_size)
+    size = bank_size_for(settings.density, configuration.bank_size)
+    bank = len(images) * windows_of_each(settings.geometry, len(images), size)
     try:  # before hours of training, not after
         create_density(settings.density).check_samples(bank)
         if configuration.false_reject_rate is not None:
@@ -201,12 +211,17 @@ def _learn(
         stage(f"{which}stage 2: {settings.density.name}")
         member = Scan(settings, encoder, create_density(settings.density, device), device)
         fit_density(member, trainer.task, images, configuration.bank_size, training.seed)
+        if isinstance(member.density, KernelDensity):
+            stage(f"{which}{member.density.summary()}")
         members.append(member)
     return combine(members)
 
 
-def fit_density(scan: Scan, task: PretextTask, images: NDArray[np.uint8], bank_size: int, seed: int) -> None:
-    """Stage 2: the scan's density learns from about ``bank_size`` embeddings, or adopts the trained task's head.
+def fit_density(scan: Scan, task: PretextTask, images: NDArray[np.uint8], bank_size: int | None, seed: int) -> None:
+    """Stage 2: the scan's density learns from the images' embeddings, or adopts the trained task's head.
+
+    Args:
+        bank_size: as ``FitConfiguration.bank_size``.
 
     Raises:
         TrainingError: if the density cannot learn from these embeddings.
@@ -216,8 +231,12 @@ def fit_density(scan: Scan, task: PretextTask, images: NDArray[np.uint8], bank_s
         assert isinstance(task, Rotation)  # FitConfiguration has seen to it
         density.adopt(task.head)
         return
+    size = bank_size_for(scan.configuration.density, bank_size)
     try:
-        density.fit(draw_bank(scan, images, bank_size, seed))
+        if isinstance(density, KernelDensity):
+            density.fit_stream(WindowStream(scan, images, size, seed), seed)
+        else:
+            density.fit(draw_bank(scan, images, size, seed))
     except ValueError as error:
         raise TrainingError(f"{scan.configuration.density.name} cannot be fitted: {error}") from error
 
@@ -240,18 +259,43 @@ def fit_validity(
     return Validity.fit(summaries(images[chosen]), calibration_set.summaries, summaries(blank))
 
 
-def windows_of_each(geometry: ScanGeometry, images: int, size: int) -> int:
+def bank_size_for(density: DensityConfiguration, asked: int | None) -> int | None:
+    """About how many embeddings a density is fitted on; None for all there are."""
+    return asked if asked is not None or isinstance(density, KernelDensityConfiguration) else BANK_SIZE
+
+
+def windows_of_each(geometry: ScanGeometry, images: int, size: int | None) -> int:
     """How many windows of every image make a bank of about ``size`` embeddings: at least one, at most all."""
-    return min(geometry.grid_size**2, max(1, round(size / images)))
+    every = geometry.grid_size**2
+    return every if size is None else min(every, max(1, round(size / images)))
 
 
-def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int, seed: int) -> NDArray[np.float32]:
-    """About ``size`` embeddings, the same number from random windows of every image: (n, D)."""
-    random = np.random.default_rng(seed)
-    geometry = scan.configuration.geometry
-    count = windows_of_each(geometry, len(images), size)
-    parts = []
-    for image in images:
-        chosen = torch.from_numpy(random.choice(geometry.grid_size**2, count, replace=False)).to(scan.device)
-        parts.append(scan.embed(image[None]).flatten(0, 2)[chosen].cpu().numpy())
-    return np.concatenate(parts)
+class WindowStream:
+    """About ``size`` embeddings, the same number from random windows of every image, or all; each time embedded anew.
+
+    Args:
+        scan: which embeds; its density is not looked at.
+        images: (N, S, S, 3).
+        size: how many embeddings; None for those of all windows.
+        seed: of the windows.
+    """
+
+    def __init__(self, scan: Scan, images: NDArray[np.uint8], size: int | None, seed: int) -> None:
+        self._scan, self._images, self._seed = scan, images, seed
+        self._every = scan.configuration.geometry.grid_size**2
+        self._of_each = windows_of_each(scan.configuration.geometry, len(images), size)
+        self.count, self.dimension = len(images) * self._of_each, scan.encoder.dimension
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        random = np.random.default_rng(self._seed)
+        for image in self._images:
+            embeddings = self._scan.embed(image[None]).flatten(0, 2)
+            if self._of_each < self._every:
+                windows = random.choice(self._every, self._of_each, replace=False)
+                embeddings = embeddings[torch.from_numpy(windows).to(self._scan.device)]
+            yield embeddings
+
+
+def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int | None, seed: int) -> NDArray[np.float32]:
+    """The embeddings of ``WindowStream``, (n, D)."""
+    return np.concatenate([part.cpu().numpy() for part in WindowStream(scan, images, size, seed)])

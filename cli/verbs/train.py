@@ -55,13 +55,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--density-mode",
         dest="mode",
-        choices=("exact", "neighbours"),
-        help="kernel_density: sum over the bank, or the nearest only",
+        choices=("auto", "exact", "compressed", "sampled", "neighbours"),
+        help="kernel_density: sum over the bank, centres that stand for it, samples of it or the nearest of it; auto "
+        "(default): over the fewest centres whose error is within --tolerance, else the bank",
+    )
+    model.add_argument("--centres", type=positive_integer, help="how many (default: 1024, auto up to 8192)")
+    model.add_argument(
+        "--tolerance", type=float, help="error allowed, in units of the score (default: auto 0.02, sampled 0.005)"
+    )
+    model.add_argument(
+        "--reduce",
+        dest="reduction",
+        type=_reduction,
+        metavar="METHOD:DIMENSION",
+        help="pca:96 (default for auto and compressed), random_projection:256 or none: dimensions before the sum",
     )
     model.add_argument("--neighbours", type=positive_integer, help="how many nearest embeddings a score looks at")
     model.add_argument("--kernel", choices=("rbf", "linear"), help="of one_class_svm (default: rbf)")
     model.add_argument("--components", type=positive_integer, help="Gaussians of gaussian_mixture (default: 4)")
-    model.add_argument("--bank-size", type=positive_integer, help="embeddings the density is fitted on (default: 4096)")
+    model.add_argument(
+        "--bank-size",
+        type=positive_integer,
+        help="embeddings the density is fitted on (default: all for kernel_density, else 4096)",
+    )
     model.add_argument("--resize", choices=("squash", "letterbox"), help="how an image becomes square")
     model.add_argument("--sigma", type=float, help="of the heatmap's Gaussian, in pixels")
     stage = parser.add_argument_group("training")
@@ -157,7 +173,9 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
             raise UsageError(f"--size has no use: it names widths of dense_patch, not of {options.encoder}")
         options.width = WIDTHS[options.size]
     encoder = member("encoder", default.detector.encoder.name, ENCODERS, options)
-    density = member("density", default.detector.density.name, DENSITIES, options)
+    density = member("density", default.detector.density.name, DENSITIES, options, apart=("precision", "seed"))
+    if density.get("reduction") == {}:
+        density["reduction"] = None
     pretext = member("pretext", default.training.pretext.name, PRETEXTS, options)
     schedule = _given(options, "steps", "batch_size", "crop_patches", "learning_rate", "precision")
     if schedule and pretext["name"] == "none" and not options.member:
@@ -180,11 +198,32 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
     if options.member:  # now that the pretext task has all of its settings
         values["pretexts"] = [_changed(pretext, settings) for settings in options.member]
     configuration = FitConfiguration.model_validate(values)
-    if options.neighbours and getattr(configuration.detector.density, "mode", None) == "exact":
-        raise UsageError(
-            "--neighbours has no use in the exact mode, a sum over the bank: add --density-mode neighbours"
-        )
+    _check_used(options, configuration)
     return configuration
+
+
+_MODES_OF = {"neighbours": ("neighbours",), "tolerance": ("auto", "sampled"), "centres": ("auto", "compressed")}
+
+
+def _check_used(options: argparse.Namespace, configuration: FitConfiguration) -> None:
+    """Refuse options that the mode of a kernel density leaves unused."""
+    mode = getattr(configuration.detector.density, "mode", None)
+    for name, modes in _MODES_OF.items():
+        if mode is not None and getattr(options, name) is not None and mode not in modes:
+            wanted = " or ".join(modes)
+            raise UsageError(f"--{name} has no use in the {mode} mode: add --density-mode {wanted}")
+
+
+def _reduction(text: str) -> dict[str, Any]:
+    """``METHOD:DIMENSION``; of ``none`` an empty dictionary, since None is what an option is that was not given."""
+    if text == "none":
+        return {}
+    method, _, dimension = text.partition(":")
+    if method not in ("pca", "random_projection") or not dimension.isdecimal() or int(dimension) < 2:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not none, pca:DIMENSION or random_projection:DIMENSION (2 or more)"
+        )
+    return {"method": method, "dimension": int(dimension)}
 
 
 def _changed(pretext: dict[str, Any], settings: list[str]) -> dict[str, Any]:

@@ -136,10 +136,18 @@ class BankDensity(Density):
         if not np.isfinite(X).all():
             raise ValueError(NOT_FINITE)
         more = type(self)(self.configuration, self.device)
-        parts = self.bank.vectors, torch.from_numpy(X.astype(np.float32))
-        more.bank = Bank.of(parts, len(self.bank) + len(X), self.dimension, self.device)
-        more._adopt({**self.state, **more._of_bank(), "samples": torch.tensor(len(more.bank))})
+        rows = self._rows(torch.from_numpy(X.astype(np.float32)).to(self.device))
+        more.bank = Bank.of([self.bank.vectors, rows], len(self.bank) + len(rows), rows.shape[1], self.device)
+        more._adopt({**self.state, **self._counted(len(rows)), **more._of_bank()})
         return more
+
+    def _rows(self, X: Tensor) -> Tensor:
+        """Embeddings (n, D) as the bank has them."""
+        return X
+
+    def _counted(self, more: int) -> dict[str, Tensor]:
+        """What changes in the state with so many embeddings more in the bank."""
+        return {"samples": torch.tensor(self.samples + more)}
 
     def _of_bank(self) -> dict[str, Tensor]:
         """What it learns of the bank alone, anew when that grows."""

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.densities.base import NOT_FINITE
+
 Precision = Literal["float32", "bfloat16", "float16"]
 
 GAMMA_NUMERATOR = 10.0  # the paper's bandwidth: ten times scikit-learn's "scale"
@@ -60,6 +62,8 @@ class StreamedGamma:
             ValueError: if all that was seen is constant.
         """
         variance = self._squares / self._entries
+        if not math.isfinite(variance):
+            raise ValueError(NOT_FINITE)
         return _gamma(self._dimension, variance if variance > NO_VARIANCE * self._mean**2 else 0)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.densities.base import Density
+from models.densities.compression import LOG_WEIGHTS
 from models.densities.gaussian import GaussianDensity, GaussianMixture
 from models.densities.kde import KernelDensity
 from models.densities.kernel import LARGEST_EXPONENT
@@ -47,11 +48,11 @@ def traceable(density: Density) -> nn.Module:
 class TracedKernelSum(nn.Module):
     """log( sum_j w_j exp(-gamma ||x - y_j||^2) ), as ``models.densities.kernel`` has it: (B, n, D) -> (B, n).
 
-    Queries are at most of unit length, so the largest exponent is known: where exp of it fits float32, terms are added
-    up as they are, one pass over the tile instead of three.
+    Queries are no longer than ``longest``, so the largest exponent is known: where exp of it fits float32, terms are
+    added up as they are, one pass over the tile instead of three.
     """
 
-    def __init__(self, centres: Tensor, gamma: float, log_weights: Tensor | None = None) -> None:
+    def __init__(self, centres: Tensor, gamma: float, log_weights: Tensor | None = None, longest: float = 1.0) -> None:
         super().__init__()
         self.gamma = gamma
         squares = centres.double().square().sum(dim=1)
@@ -59,7 +60,8 @@ class TracedKernelSum(nn.Module):
         if log_weights is not None:
             offsets += log_weights
         self.largest = float(offsets.max())
-        self.plain = 2 * gamma * float(squares.max().sqrt()) + float(offsets.max() - offsets.min()) <= LARGEST_EXPONENT
+        reach = 2 * gamma * longest * float(squares.max().sqrt())
+        self.plain = reach + float(offsets.max() - offsets.min()) <= LARGEST_EXPONENT
         self.register_buffer("centres", centres.T.contiguous())
         self.register_buffer("offsets", offsets.float())
         self.register_buffer("factors", (offsets - self.largest).exp().float()[:, None])
@@ -168,17 +170,28 @@ class Then(nn.Module):
 
 def _kernel_density(density: KernelDensity) -> nn.Module:
     gamma, vectors = density.gamma, density.bank.vectors
-    log_samples = math.log(density.samples)
-
-    def score(log_sum: Tensor) -> Tensor:
-        return torch.clamp_max((log_sum - log_samples) / gamma, 0)
-
-    if density.mode == "exact":
-        return Then(TracedKernelSum(vectors, gamma), score)
-    if density.mode == "neighbours":
+    if density.mode in ("exact", "compressed"):
+        longest = 1.0 if density.reduction is None else density.reduction.longest
+        log_sum: nn.Module = TracedKernelSum(vectors, gamma, density.state.get(LOG_WEIGHTS), longest)
+    elif density.mode == "neighbours":
         nearest = NearestDistances(vectors, min(density.configuration.neighbours, len(vectors)))
-        return Then(nearest, lambda distances: score((-gamma * distances).logsumexp(dim=2)))
-    raise _refusal(f"kernel_density in the mode {density.mode}")
+        log_sum = Then(nearest, lambda distances: (-gamma * distances).logsumexp(dim=2))
+    else:
+        raise _refusal(f"kernel_density in the mode {density.mode}")
+    return KernelScores(density, log_sum)
+
+
+class KernelScores(nn.Module):
+    """As ``KernelDensity.scores``, from a module that gives the logarithm of the sum: (B, n, D) -> (B, n)."""
+
+    def __init__(self, density: KernelDensity, log_sum: nn.Module) -> None:
+        super().__init__()
+        self.projected, self.gamma, self.log_samples = density.projected, density.gamma, math.log(density.samples)
+        self.log_sum = log_sum
+
+    def forward(self, queries: Tensor) -> Tensor:
+        projected, residuals = self.projected(queries)
+        return torch.clamp_max((self.log_sum(projected) - self.log_samples) / self.gamma - residuals, 0)
 
 
 def _one_class_svm(density: OneClassSVM) -> nn.Module:
@@ -193,7 +206,7 @@ def _one_class_svm(density: OneClassSVM) -> nn.Module:
 def _refusal(density: str) -> NotTraceable:
     return NotTraceable(
         f"the density {density} cannot be exported; these can: gaussian_density, gaussian_mixture, kernel_density in "
-        "the modes exact and neighbours, nearest_neighbours, one_class_svm, rotation_classifier"
+        "the modes exact, compressed and neighbours, nearest_neighbours, one_class_svm, rotation_classifier"
     )
 
 

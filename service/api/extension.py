@@ -56,7 +56,7 @@ class ExtendedVersion(BaseModel):
     version: int
     based_on: int = Field(description="the version that it was made of")
     images: int = Field(description="how many were added")
-    bank: int = Field(description="embeddings of its bank")
+    bank: int = Field(description="embeddings that its bank has or stands for")
     operating_point: OperatingPoint = Field(description="thresholds for the false-reject rate of the one before")
 
 

@@ -11,14 +11,13 @@ import pytest
 import torch
 
 from benchmarks import growth
-from benchmarks.growth import measure
+from benchmarks.growth import USUAL_BANK, measure
 from benchmarks.timing import Timing
 from models.densities.kde import Computed
 from models.detector import DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
 from models.images import read_image
-from training.fit import FitConfiguration
 
 SIDE = 64
 SMALL = DetectorConfiguration(geometry=ScanGeometry(image_size=SIDE), encoder=DensePatchConfiguration(width=2))
@@ -29,7 +28,8 @@ def test_every_curve_is_measured_and_written(tmp_path: Path, monkeypatch: pytest
     look = Scan.look
 
     def noted(scan: Scan, images: object) -> object:
-        seen.add((scan.density.samples, images.shape[:2]))  # type: ignore[attr-defined]
+        offered = int(scan.density.state["offered"])
+        seen.add((offered, images.shape[:2]))  # type: ignore[attr-defined]
         return look(scan, images)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Scan, "look", noted)
@@ -43,7 +43,7 @@ def test_every_curve_is_measured_and_written(tmp_path: Path, monkeypatch: pytest
         configuration=SMALL,
         rounds=1,
     )
-    usual = FitConfiguration().bank_size
+    usual = USUAL_BANK
     assert seen == {
         *((size, (1, SIDE)) for size in sizes),
         *((usual, (batch, SIDE)) for batch in batches),

@@ -81,12 +81,15 @@ def test_every_option_reaches_the_configuration(run: Run, data: Path, places: tu
     "settings",
     [
         {"name": "kernel_density", "mode": "neighbours", "neighbours": 5},
+        {"name": "kernel_density", "mode": "compressed", "centres": 30, "reduce": "pca:9"},
+        {"name": "kernel_density", "mode": "auto", "tolerance": 0.5, "reduce": "none"},
+        {"name": "kernel_density", "mode": "sampled", "tolerance": 0.01},
         {"name": "one_class_svm", "kernel": "linear"},
         {"name": "gaussian_density"},
         {"name": "gaussian_mixture", "components": 3},
         {"name": "nearest_neighbours", "neighbours": 2},
     ],
-    ids=lambda settings: settings["name"],
+    ids=lambda settings: "-".join(map(str, settings.values())),
 )
 def test_every_option_of_a_density_reaches_the_configuration(
     run: Run, data: Path, places: tuple[str, ...], tmp_path: Path, settings: dict[str, Any]
@@ -97,7 +100,11 @@ def test_every_option_of_a_density_reaches_the_configuration(
     assert outcome.status == 0, outcome.errors
     folder = ModelStore(tmp_path / "models").folder(CATEGORY, 1)
     manifest = json.loads((folder / "manifest.json").read_text())["configuration"]
-    assert manifest["detector"]["density"].items() >= settings.items()
+    reductions = {"pca:9": {"method": "pca", "dimension": 9}, "none": None}
+    expected = {name: value for name, value in settings.items() if name != "reduce"}
+    if "reduce" in settings:
+        expected["reduction"] = reductions[settings["reduce"]]
+    assert {name: manifest["detector"]["density"][name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -109,7 +116,11 @@ def test_every_option_of_a_density_reaches_the_configuration(
         ("--density one_class_svm --neighbours 2", ["one_class_svm has no setting 'neighbours'"]),
         ("--density nearest_neighbours --density-mode exact", ["nearest_neighbours has no setting 'mode'"]),
         ("--kernel linear", ["kernel_density has no setting 'kernel'"]),
-        ("--neighbours 3", ["--neighbours", "--density-mode neighbours"]),
+        ("--neighbours 3", ["--neighbours", "auto", "--density-mode neighbours"]),
+        ("--centres 3 --density-mode exact", ["--centres", "exact", "--density-mode auto or compressed"]),
+        ("--tolerance 0.1 --density-mode compressed", ["--tolerance", "compressed", "--density-mode auto or sampled"]),
+        ("--reduce pca", ["'pca' is not none, pca:DIMENSION"]),
+        ("--reduce svd:3", ["'svd:3' is not none, pca:DIMENSION"]),
         ("--density gaussian_mixture --components 500", ["at least 500 embeddings, not 200"]),
         ("--density nearest_neighbours --neighbours 500", ["at least 500 embeddings, not 200"]),
     ],

@@ -25,6 +25,7 @@ from models.densities import (
     RotationClassifierConfiguration,
     create_density,
 )
+from models.densities.reduction import ReductionConfiguration
 from models.detector import Detector, DetectorConfiguration, Scan, combine
 from models.encoders import (
     DensePatchConfiguration,
@@ -57,6 +58,9 @@ ENCODERS: dict[str, EncoderConfiguration] = {
 INDEPENDENT = ("stages", "last", "resnet18")
 KINDS: dict[str, DensityConfiguration] = {
     "kde": KernelDensityConfiguration(),
+    "compressed": KernelDensityConfiguration(
+        mode="compressed", centres=40, reduction=ReductionConfiguration(dimension=20)
+    ),
     "neighbours": KernelDensityConfiguration(mode="neighbours"),
     "svm": OneClassSVMConfiguration(),
     "linear": OneClassSVMConfiguration(kernel="linear"),

@@ -88,6 +88,9 @@ def assert_agrees(detector: Detector, session: Session, tolerance: float = 1e-4)
     "density",
     [
         KernelDensityConfiguration(),
+        KernelDensityConfiguration(mode="compressed", centres=50, reduction={"dimension": 20}),
+        KernelDensityConfiguration(mode="compressed", centres=50, reduction=None),
+        KernelDensityConfiguration(mode="exact", reduction={"method": "random_projection", "dimension": 20}),
         KernelDensityConfiguration(mode="neighbours", neighbours=5),
         NearestNeighboursConfiguration(neighbours=2),
         OneClassSVMConfiguration(),
@@ -95,7 +98,18 @@ def assert_agrees(detector: Detector, session: Session, tolerance: float = 1e-4)
         GaussianDensityConfiguration(),
         GaussianMixtureConfiguration(components=3),
     ],
-    ids=["kde", "neighbours", "nearest", "svm", "linear", "gaussian", "mixture"],
+    ids=[
+        "kde",
+        "compressed",
+        "compressed, not reduced",
+        "projected",
+        "neighbours",
+        "nearest",
+        "svm",
+        "linear",
+        "gaussian",
+        "mixture",
+    ],
 )
 def test_every_density_agrees(tmp_path: Path, density: DensityConfiguration) -> None:
     detector = make(SMALL.model_copy(update={"density": density}))

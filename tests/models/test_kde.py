@@ -219,5 +219,5 @@ def test_a_density_that_names_no_mode_is_of_the_configurations(mode: str, tmp_pa
     kde.save(tmp_path)
     save_file({name: kde.state[name] for name in ("samples", "dimension", "gamma")}, tmp_path / DENSITY_FILE)
     restored = KernelDensity(kde.configuration).restore(tmp_path)
-    assert restored.facts() == {"samples": 90, "dimension": 24, "gamma": kde.gamma, "mode": mode}
+    assert restored.facts() == {"samples": 90, "dimension": 24, "gamma": kde.gamma, "mode": mode, "bank": 90}
     np.testing.assert_array_equal(restored.score_samples(Q), kde.score_samples(Q))

@@ -18,7 +18,7 @@ from models.densities.sampled import SampledLogKernelSum, _student_quantile, sam
 from tests.models.embeddings import squared_distances
 
 GAMMA = 4.0
-EXACT = KernelDensityConfiguration(gamma=GAMMA)
+EXACT = KernelDensityConfiguration(mode="exact", gamma=GAMMA)
 BANK, DIMENSION, SAMPLE = 12_000, 16, 1024
 
 

@@ -15,7 +15,14 @@ from PIL import Image
 from pydantic import ValidationError
 
 from models.calibration_set import calibrate
-from models.densities import KernelDensity, RotationClassifierConfiguration, create_density
+from models.densities import (
+    GaussianDensityConfiguration,
+    KernelDensity,
+    KernelDensityConfiguration,
+    RotationClassifierConfiguration,
+    create_density,
+)
+from models.densities.reduction import ReductionConfiguration
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration, Encoder, create_encoder
 from models.geometry import ScanGeometry
@@ -26,6 +33,8 @@ from training.fit import (
     SMALLEST_DATASET,
     FitConfiguration,
     Fitted,
+    WindowStream,
+    bank_size_for,
     draw_bank,
     fit,
 )
@@ -437,3 +446,61 @@ def test_a_letterboxed_fit_calibrates_on_the_held_out_images_as_they_lie(data: P
     maxima = [prediction.placement.crop(prediction.anomaly_map).max() for prediction in predictions]
     for image_score, maximum in zip(detector.calibration.image_scores, detector.calibration.map_maxima, strict=True):
         assert any(pair == approx([image_score, maximum]) for pair in zip(scores, maxima, strict=True))
+
+
+def test_a_kernel_density_learns_from_all_windows_and_says_what_it_made(data: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    detector = run_fit(data, tmp_path / "run", make_configuration(bank_size=None), stage=told.append).detector
+    facts = detector.description()["members"][0]
+    windows = (IMAGES - HELD_OUT) * GEOMETRY.grid_size**2
+    assert (facts["mode"], facts["samples"], facts["offered"]) == (
+        "exact",
+        windows,
+        windows,
+    )  # so few are not compressed
+    assert f"exact: a bank of {windows} embeddings" in told
+
+
+def test_a_compressed_density_goes_all_the_way(data: Path, tmp_path: Path) -> None:
+    density = KernelDensityConfiguration(mode="compressed", centres=40, reduction=ReductionConfiguration(dimension=9))
+    configuration = make_configuration(
+        detector=DETECTOR.model_copy(update={"density": density}), bank_size=None, training={"steps": 1}
+    )
+    told: list[str] = []
+    detector = run_fit(data, tmp_path / "run", configuration, stage=told.append).detector
+    facts = detector.description()["members"][0]
+    windows = (IMAGES - HELD_OUT) * GEOMETRY.grid_size**2
+    assert (facts["mode"], facts["bank"], facts["offered"]) == ("compressed", 40, windows)
+    assert facts["samples"] == windows - facts["held_out"] == windows - windows // 10
+    assert any(
+        f"40 centres for {facts['samples']} embeddings; error on {windows // 10} held-out" in text for text in told
+    )
+    store = ModelStore(tmp_path / "models")
+    loaded = Detector.load(store.folder("cap", store.publish("cap", detector.save)), "cpu")
+    assert loaded.description()["members"] == [facts]
+    for before, after in zip(detector.predict([pixels(0)]), loaded.predict([pixels(0)]), strict=True):
+        np.testing.assert_array_equal(after.score_map, before.score_map)
+
+
+def test_a_stream_embeds_the_same_windows_each_time(scan: Scan) -> None:
+    images = np.stack([pixels(seed) for seed in range(3)])
+    for size, of_each in ((30, 10), (None, GEOMETRY.grid_size**2)):
+        stream = WindowStream(scan, images, size, seed=0)
+        assert (stream.count, stream.dimension) == (3 * of_each, scan.encoder.dimension)
+        first, again = (torch.cat(list(stream)) for _ in range(2))
+        assert first.shape == (stream.count, stream.dimension)
+        torch.testing.assert_close(first, again)
+        np.testing.assert_array_equal(first.numpy(), draw_bank(scan, images, size, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("density", "asked", "size"),
+    [
+        (KernelDensityConfiguration(), None, None),
+        (KernelDensityConfiguration(), 7, 7),
+        (GaussianDensityConfiguration(), None, 4096),
+        (GaussianDensityConfiguration(), 7, 7),
+    ],
+)
+def test_how_many_embeddings_where_nothing_is_said(density: Any, asked: int | None, size: int | None) -> None:
+    assert bank_size_for(density, asked) == size

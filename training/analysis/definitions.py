@@ -9,8 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from models.densities import KernelDensityConfiguration
-from training.reproduction.methods import METHODS, Classifier, Method
+from training.reproduction.methods import METHODS, PAPER_KDE, Classifier, Method
 from training.reproduction.paper import Figure
 from training.reproduction.settings import PAPER
 
@@ -50,12 +49,11 @@ class Fitted(Classifier):
     clean: int | None = None
 
 
-_KDE = KernelDensityConfiguration()
 CLASSIFIERS: Mapping[str, Fitted] = {
-    "f": Fitted("KDE", _KDE),
-    "g": Fitted(None, _KDE, "g"),
-    "f_clean_50": Fitted(None, _KDE, clean=50),
-    "f_clean_100": Fitted(None, _KDE, clean=100),
+    "f": Fitted("KDE", PAPER_KDE),
+    "g": Fitted(None, PAPER_KDE, "g"),
+    "f_clean_50": Fitted(None, PAPER_KDE, clean=50),
+    "f_clean_100": Fitted(None, PAPER_KDE, clean=100),
 }
 
 

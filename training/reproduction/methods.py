@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from models.densities import (
     DENSITIES,
     DensityConfiguration,
+    KernelDensityConfiguration,
     NearestNeighboursConfiguration,
     OneClassSVMConfiguration,
     RotationClassifierConfiguration,
@@ -85,6 +86,9 @@ _PRETEXT: TypeAdapter[PretextConfiguration] = TypeAdapter(PretextConfiguration)
 _DENSITY: TypeAdapter[DensityConfiguration] = TypeAdapter(DensityConfiguration)
 _PRETRAINED = PretrainedPatchConfiguration()
 
+# The sum itself, over all that it is fitted on.
+PAPER_KDE = KernelDensityConfiguration(mode="exact", bank_megabytes=1000)
+
 _PRETEXTS: dict[str, PretextConfiguration] = {
     **{name: _PRETEXT.validate_python({"name": name}) for name in PRETEXTS},
     "cutpaste_binary": CutPasteConfiguration(task="binary"),
@@ -92,6 +96,7 @@ _PRETEXTS: dict[str, PretextConfiguration] = {
 }
 _DENSITIES: dict[str, DensityConfiguration] = {
     **{name: _DENSITY.validate_python({"name": name}) for name in DENSITIES},
+    "kernel_density": PAPER_KDE,
     "one_class_svm_linear": OneClassSVMConfiguration(kernel="linear"),
     "nearest_neighbours_2": NearestNeighboursConfiguration(neighbours=2),
 }

@@ -1,0 +1,242 @@
+"""Fewer dimensions and weighted centres in place of a bank: against slow definitions in float64, and how far off."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from scipy.special import logsumexp
+
+from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities.compression import LOG_WEIGHTS, METRIC, Cells
+from models.densities.kde import CENTRES, FEW
+from models.densities.reduction import Reduction, ReductionConfiguration
+from models.densities.stream import TOLERATED, HeldEmbeddings, Survey
+from tests.models.embeddings import squared_distances, unit_vectors
+
+Array = NDArray[np.float64]
+
+
+def log_mean_kernel(queries: NDArray[np.float32], bank: NDArray[np.float32], gamma: float) -> Array:
+    scores: Array = (logsumexp(-gamma * squared_distances(queries, bank), axis=1) - math.log(len(bank))) / gamma
+    return scores
+
+
+def kde(**settings: Any) -> KernelDensity:
+    return KernelDensity(KernelDensityConfiguration.model_validate(settings))
+
+
+def in_clusters(count: int, dimension: int, seed: int, clusters: int = 20) -> NDArray[np.float32]:
+    """Unit vectors around few directions, as the windows of an image are."""
+    random = np.random.default_rng(seed)
+    middles = np.random.default_rng(99).standard_normal((clusters, dimension))
+    vectors = middles[random.integers(clusters, size=count)] + 0.3 * random.standard_normal((count, dimension))
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+# --- fewer dimensions -------------------------------------------------------------------------------------------------
+
+
+def test_pca_keeps_what_varies_most_and_the_residual_of_both_sides() -> None:
+    X, Q = unit_vectors(400, 24, 0), unit_vectors(30, 24, 1)
+    reduction = Reduction.train(torch.from_numpy(X), ReductionConfiguration(dimension=7), seed=0)
+    bank = reduction.of_bank(torch.from_numpy(X)).numpy()
+    queries, residuals = (tensor.numpy() for tensor in reduction.of_queries(torch.from_numpy(Q)))
+    assert bank.shape[1] == queries.shape[1] == reduction.dimension == 7
+
+    mean = X.astype(np.float64).mean(axis=0)
+    _, _, directions = np.linalg.svd(X - mean)
+    kept = directions[:6].T
+    left_out = np.eye(24) - kept @ kept.T
+    own, of_bank = ((Y - mean) @ left_out for Y in (Q.astype(np.float64), X.astype(np.float64)))
+    np.testing.assert_allclose(residuals, np.square(own).sum(axis=1), rtol=0, atol=1e-5)
+    # All of the squared distance but for twice the inner product of what was left out.
+    expected = squared_distances(Q, X) + 2 * own @ of_bank.T
+    np.testing.assert_allclose(squared_distances(queries, bank) + residuals[:, None], expected, rtol=0, atol=1e-5)
+
+
+def test_random_directions_keep_squared_distances_on_average() -> None:
+    X = unit_vectors(200, 64, 0)
+    ratios = []
+    for seed in range(20):
+        reduction = Reduction.train(
+            torch.from_numpy(X), ReductionConfiguration(method="random_projection", dimension=16), seed
+        )
+        projected, residuals = reduction.of_queries(torch.from_numpy(X))
+        assert projected.shape == (200, 16)
+        assert not residuals.any()
+        torch.testing.assert_close(reduction.of_bank(torch.from_numpy(X)), projected)
+        ratios.append(squared_distances(projected[:1].numpy(), projected[1:].numpy()) / squared_distances(X[:1], X[1:]))
+    assert np.mean(ratios) == pytest.approx(1, abs=0.1)
+    assert np.std(ratios) > 0.1  # they do differ: the directions are random
+
+
+@pytest.mark.parametrize("method", ["pca", "random_projection"])
+@pytest.mark.parametrize("shape", [(5, 24), (100, 6)], ids=["few embeddings", "few dimensions"])
+def test_a_reduction_that_cannot_be_is_refused(method: Any, shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=rf"{shape[0]} embeddings of dimension {shape[1]} cannot be reduced to 7"):
+        Reduction.train(
+            torch.from_numpy(unit_vectors(*shape, 0)), ReductionConfiguration(method=method, dimension=7), seed=0
+        )
+
+
+@pytest.mark.parametrize("mode", ["exact", "neighbours"])
+def test_other_modes_can_be_reduced_too(mode: str, tmp_path: Path) -> None:
+    X, Q = unit_vectors(3000, 48, 0), unit_vectors(50, 48, 1)
+    settings = {"mode": mode, "neighbours": 300, "reduction": {"dimension": 40}}
+    made = kde(**settings).fit(X)
+    facts = made.facts()
+    assert (facts["samples"], facts["held_out"], facts["bank"], facts["mode"]) == (2700, 300, 2700, mode)
+    full = kde(mode=mode, neighbours=300).fit(X)
+    assert facts["gamma"] == pytest.approx(full.gamma, rel=1e-9)  # of full dimension
+    np.testing.assert_allclose(made.score_samples(Q), full.score_samples(Q), rtol=0, atol=0.02)
+    made.save(tmp_path)
+    np.testing.assert_array_equal(kde(**settings).restore(tmp_path).score_samples(Q), made.score_samples(Q))
+
+
+# --- weighted centres -------------------------------------------------------------------------------------------------
+
+
+def test_a_centre_is_its_cells_mean_and_weighs_what_the_cell_does() -> None:
+    X, gamma = in_clusters(600, 5, 0), 9.0
+    cells = Cells.of(torch.from_numpy(X[:200]), 12, seed=0)
+    middles = np.asarray(cells._index.reconstruct_n(0, 12))
+    for part in np.split(X, [100, 250]):
+        cells.add(torch.from_numpy(part))
+    centres, arrays = cells.compressed(gamma)
+
+    nearest = squared_distances(X, middles).argmin(axis=1)
+    of_cells = [X[nearest == cell].astype(np.float64) for cell in range(12) if (nearest == cell).any()]
+    covariances = [(part - part.mean(axis=0)).T @ (part - part.mean(axis=0)) / len(part) for part in of_cells]
+    within = sum(len(part) * covariance for part, covariance in zip(of_cells, covariances, strict=True)) / len(X)
+    log_weights = [
+        math.log(len(part))
+        - np.linalg.slogdet(np.eye(5) + 2 * gamma * np.trace(covariance) / np.trace(within) * within)[1] / 2
+        for part, covariance in zip(of_cells, covariances, strict=True)
+    ]
+    np.testing.assert_allclose(arrays[LOG_WEIGHTS].numpy(), log_weights, rtol=0, atol=1e-4)
+    metric = arrays[METRIC].numpy().astype(np.float64)
+    np.testing.assert_allclose(metric @ metric.T, np.linalg.inv(np.eye(5) + 2 * gamma * within), rtol=0, atol=1e-5)
+    means = np.stack([part.mean(axis=0) for part in of_cells])
+    np.testing.assert_allclose(centres.numpy(), means @ metric, rtol=0, atol=1e-5)
+
+
+def test_one_gaussian_cell_is_summed_exactly() -> None:
+    """The bank is so large that its sum is the integral, whatever the kernel's width."""
+    random = np.random.default_rng(0)
+    spread = np.array([0.5, 0.2, 0.05, 0.0])
+    X = (0.3 + spread * random.standard_normal((200_000, 4))).astype(np.float32)
+    Q = (0.3 + 2 * spread * random.standard_normal((50, 4))).astype(np.float32)
+    for gamma in (0.5, 5.0):
+        made = kde(mode="compressed", centres=1, reduction=None, gamma=gamma).fit(X)
+        np.testing.assert_allclose(made.score_samples(Q), log_mean_kernel(Q, X, gamma), rtol=0, atol=0.02)
+
+
+def test_every_embedding_a_centre_of_its_own_is_exact() -> None:
+    X, Q = unit_vectors(300, 24, 0), unit_vectors(50, 24, 1)
+    made = kde(mode="compressed", centres=10**6, reduction=None).fit(X)
+    rest = X[Survey.of(HeldEmbeddings(torch.from_numpy(X)), seed=0).rest]
+    assert made.facts()["bank"] == made.samples == len(rest) == 270
+    np.testing.assert_allclose(made.score_samples(Q), log_mean_kernel(Q, rest, made.gamma), rtol=0, atol=1e-5)
+
+
+def test_the_error_is_that_of_held_out_embeddings_against_the_exact_score_over_all_others() -> None:
+    X = unit_vectors(4000, 24, 0, spread=0.2)
+    made = kde(mode="compressed", centres=50, reduction={"dimension": 20}).fit(X)
+    survey = Survey.of(HeldEmbeddings(torch.from_numpy(X)), seed=0)
+    held_out, rest = survey.held_out.numpy(), X[survey.rest]
+    assert len(held_out) == 400
+    assert {row.tobytes() for row in held_out}.isdisjoint(row.tobytes() for row in rest)
+    assert len(rest) == made.samples == 3600
+    errors = np.abs(made.score_samples(held_out) - log_mean_kernel(held_out, rest, made.gamma))
+    facts = made.facts()
+    expected = errors.mean(), np.quantile(errors, 0.95), np.quantile(errors, 0.99), errors.max()
+    names = "error_mean", TOLERATED, "error_99", "error_largest"
+    assert [facts[name] for name in names] == pytest.approx(expected, rel=0, abs=1e-5)
+    assert 0 < facts["error_mean"] < 0.05
+    assert "compressed: 50 centres for 3600 embeddings; error on 400 held-out ones" in made.summary()
+
+
+def test_more_centres_are_closer() -> None:
+    X = in_clusters(6000, 16, 0)
+    errors = [
+        kde(mode="compressed", centres=number, reduction=None).fit(X).facts()["error_mean"] for number in (4, 40, 2000)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+
+
+# --- which of them ----------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_fewest_centres_within_the_tolerance() -> None:
+    X = in_clusters(3 * FEW, 24, 0)
+    loose = kde(tolerance=0.5, reduction={"dimension": 12}).fit(X)
+    assert (loose.mode, loose.facts()["bank"]) == ("compressed", CENTRES[0][0])
+    error = loose.facts()[TOLERATED]
+    tighter = kde(tolerance=error * 0.999, reduction=None).fit(X)
+    assert tighter.mode == "exact" or tighter.facts()[TOLERATED] < error
+
+
+def test_auto_is_exact_where_no_number_of_centres_is_within_it_or_there_are_few_embeddings() -> None:
+    X, Q = in_clusters(FEW + 1, 24, 0), in_clusters(20, 24, 1)
+    for made, bank in ((kde(tolerance=1e-9).fit(X), X), (kde().fit(X[:FEW]), X[:FEW])):
+        assert (made.mode, made.facts()["bank"]) == ("exact", len(bank))
+        np.testing.assert_allclose(made.score_samples(Q), log_mean_kernel(Q, bank, made.gamma), rtol=0, atol=1e-5)
+
+
+def test_an_exact_bank_has_no_more_than_it_may() -> None:
+    X = unit_vectors(5000, 24, 0)
+    made = kde(mode="exact", bank_megabytes=0.1).fit(X)  # 1041 of 96 bytes
+    assert (len(made.bank), made.samples, made.facts()["offered"]) == (1041, 1041, 5000)
+    assert "a bank of 1041 of 5000 embeddings, the 0.1 MB that bank_megabytes allows" in made.summary()
+    rows = {row.tobytes() for row in X}
+    assert {row.tobytes() for row in made.bank.vectors.numpy()} < rows
+    assert kde(mode="exact").fit(X).samples == 5000
+
+
+def test_what_is_said_of_the_reduction_counts_and_old_configurations_have_none() -> None:
+    assert KernelDensityConfiguration().reduction == ReductionConfiguration()
+    assert KernelDensityConfiguration(mode="compressed", reduction=None).reduction is None
+    assert (
+        KernelDensityConfiguration.model_validate({"mode": "exact", "neighbours": 32, "gamma": None}).reduction is None
+    )
+    for settings in ({"tolerance": 0}, {"centres": 0}, {"reduction": {"dimension": 1}}, {"bank_megabytes": 0}):
+        with pytest.raises(ValidationError):
+            KernelDensityConfiguration.model_validate(settings)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_stream_that_is_not_finite_is_refused(bad: float) -> None:
+    X = in_clusters(2 * FEW, 24, 0)
+    X[7, 3] = bad
+    for mode in ("auto", "exact"):
+        with pytest.raises(ValueError, match="finite"):
+            kde(mode=mode).fit_stream(HeldEmbeddings(torch.from_numpy(X)))
+
+
+# --- later ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", [None, {"dimension": 22}], ids=["full", "reduced"])
+def test_embeddings_that_join_become_centres_of_weight_one(reduction: Any, tmp_path: Path) -> None:
+    X, more, Q = in_clusters(3000, 24, 0), unit_vectors(40, 24, 5), unit_vectors(40, 24, 6)
+    before = kde(mode="compressed", centres=60, reduction=reduction).fit(X)
+    after = before.extended(more)
+    facts = after.facts()
+    assert (facts["bank"], facts["samples"], facts["gamma"]) == (100, 2740, before.gamma)
+    added = log_mean_kernel(Q, more, before.gamma) * before.gamma + math.log(40)
+    known = before.score_samples(Q) * before.gamma + math.log(2700)
+    expected = (np.logaddexp(added, known) - math.log(2740)) / before.gamma
+    # What joins is summed in the cells' metric and with fewer dimensions too.
+    np.testing.assert_allclose(after.score_samples(Q), expected, rtol=0, atol=0.05)
+    assert np.abs(after.score_samples(more) - before.score_samples(more)).max() > 0.1  # it is there
+    after.save(tmp_path)
+    restored = KernelDensity(after.configuration).restore(tmp_path)
+    assert restored.facts() == facts
+    np.testing.assert_array_equal(restored.score_samples(Q), after.score_samples(Q))
