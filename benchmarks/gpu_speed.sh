@@ -32,4 +32,5 @@ own=(--models "${models[0]}" "${device[@]}" --json)
 step tune "${plumbline[@]}" tune fabric "${own[@]}" --activate
 step predict_tuned "${benchmark[@]}" predict "${own[@]}" --category fabric --images "$out/detector/data/fabric/test" \
   --batches 1 32
+step kde "${benchmark[@]}" kde "${device[@]}" --json --sizes 100000 679000 --repeats 3
 step growth "${benchmark[@]}" growth "${device[@]}" --json --out "$out/growth"

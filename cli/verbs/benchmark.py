@@ -15,13 +15,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the benchmarks."""
     parser.add_argument(
         "name",
-        choices=("scan", "predict", "growth", "http"),
-        help="scan: ResNet18Patch against DensePatch on one image. predict: every stage of an inspection, beside the "
-        "matrix product of as many multiply-adds. growth: time along bank, batch and area, as a plot. http: a running "
-        "service against a loop in one process: throughput, latency, overload",
+        choices=("scan", "kde", "predict", "growth", "http"),
+        help="scan: ResNet18Patch against DensePatch on one image. kde: every way to a kernel density, by the bank's "
+        "size. predict: every stage of an inspection, beside the matrix product of as many multiply-adds. growth: time "
+        "along bank, batch and area, as a plot. http: a running service against a loop in one process: throughput, "
+        "latency, overload",
     )
     parser.add_argument(
-        "--repeats", type=positive_integer, help="scan, predict, growth: timed runs of each (default: 7, 15, 7)"
+        "--repeats", type=positive_integer, help="scan, kde, predict, growth: timed runs of each (default: 7, 15, 7)"
     )
     parser.add_argument("--encoder", help="predict: of the detector that is trained for it (default: dense_patch)")
     parser.add_argument(
@@ -31,6 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     growth.add_argument("--out", type=Path, default=Path("growth"), help="folder (default: %(default)s)")
     growth.add_argument("--bank-sizes", type=positive_integer, nargs="+", help="embeddings (default: by the device)")
     growth.add_argument("--sides", type=positive_integer, nargs="+", help="of the input, in pixels")
+    kde = parser.add_argument_group("kde")
+    kde.add_argument(
+        "--sizes", type=positive_integer, nargs="+", help="embeddings in the bank (default: 10000 100000 1000000)"
+    )
+    kde.add_argument(
+        "--study",
+        type=Path,
+        help="a category's folder of embeddings that benchmarks.compression has made: measure instead how often the "
+        "error bars of the sampled mode hold; of --sizes, the first is the bank's",
+    )
+    kde.add_argument("--draws", type=positive_integer, default=20, help="independent samples (default: %(default)s)")
+    kde.add_argument("--samples", type=positive_integer, help="embeddings in the smallest sample")
     detector = parser.add_argument_group("detector, for predict and http")
     detector.add_argument(
         "--folder",
@@ -53,7 +66,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from models.device import set_threads
 
     set_threads(options.threads)
-    result = {"scan": _scan, "predict": _predict, "growth": _growth, "http": _http}[options.name](options)
+    result = {"scan": _scan, "kde": _kde, "predict": _predict, "growth": _growth, "http": _http}[options.name](options)
     _show(result)
     return result
 
@@ -75,6 +88,18 @@ def _scan(options: argparse.Namespace) -> dict[str, Any]:
     from models.device import resolve_device
 
     return measure(resolve_device(options.device), repeats=options.repeats or 7)
+
+
+def _kde(options: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks.kde import SIZES, coverage, measure
+    from models.device import resolve_device
+
+    device = resolve_device(options.device)
+    if options.study is None:
+        return measure(device, options.sizes or SIZES, options.repeats or 7)
+    if not (options.study / "bank.npy").exists():
+        raise UsageError(f"{options.study} holds no bank.npy; name a category's folder of a study (--study)")
+    return coverage(options.study, device, options.draws, options.sizes and options.sizes[0], options.samples)
 
 
 def _predict(options: argparse.Namespace) -> dict[str, Any]:

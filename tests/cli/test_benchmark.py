@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from models.geometry import ScanGeometry
@@ -23,3 +26,17 @@ def test_the_figures_are_printed_and_are_the_json_object(run: Run, monkeypatch: 
 @pytest.mark.parametrize("repeats", ["0", "-1", "few"])
 def test_repeats_must_be_positive(run: Run, repeats: str) -> None:
     run("benchmark", "scan", "--repeats", repeats).assert_refused(2, "--repeats", repeats)
+
+
+def test_kernel_densities_are_timed_or_their_error_bars_counted(run: Run, tmp_path: Path) -> None:
+    timed = run("benchmark", "kde", "--sizes", "100", "--repeats", "1", "--json", *COMPUTE)
+    assert timed.status == 0
+    assert {row["embeddings"] for row in timed.result["rows"]} == {100}
+    embeddings = np.random.default_rng(0).standard_normal((2500, 8)).astype(np.float32)
+    np.save(tmp_path / "bank.npy", embeddings[:2000])
+    np.save(tmp_path / "test.npy", embeddings[2000:].reshape(5, 100, 8))
+    options = ("--study", str(tmp_path), "--draws", "1", "--samples", "256", "--sizes", "1500")
+    covered = run("benchmark", "kde", *options, "--json", *COMPUTE)
+    assert covered.status == 0
+    assert (covered.result["embeddings"], covered.result["draws"]) == (1500, 1)
+    run("benchmark", "kde", "--study", str(tmp_path / "none")).assert_refused(2, "bank.npy", "none")
