@@ -19,6 +19,7 @@ NO_VARIANCE = 2.0**-48  # of the mean's square: less is only how float32 rounds
 # The tile of the kernel matrix held at once: 2 MB in float32, which the L2 caches of two cores hold.
 QUERY_TILE, CENTRE_TILE = 512, 1024
 CUDA_QUERY_TILE, CUDA_CENTRE_TILE = 4096, 16384  # 256 MB: fewer, larger products
+FUSED_TILE = 2**16  # centres that are rounded at once
 LARGEST_EXPONENT = 70.0  # of 2 gamma x.y and gamma y.y: tens of thousands of exp(70) fit float32, and exp(-70) does
 SMALLEST_SUM = 1e-24  # beside it, what underflowed of a million terms is below the rounding of float32
 
@@ -80,12 +81,20 @@ class LogKernelSum:
         gamma: inverse width of the kernel.
         log_weights: logarithms of the w, (N,) on the same device; None weighs each with 1.
         precision: of the vectors whose inner products are taken.
+        fused: by one kernel of Triton instead of torch's operations; on CUDA, and not in float32.
     """
 
     def __init__(
-        self, centres: Tensor, gamma: float, log_weights: Tensor | None = None, precision: Precision = "float32"
+        self,
+        centres: Tensor,
+        gamma: float,
+        log_weights: Tensor | None = None,
+        precision: Precision = "float32",
+        fused: bool = False,
     ) -> None:
-        self._centres, self._gamma = centres, gamma
+        if fused and precision == "float32":
+            raise ValueError("the fused sum is of bfloat16 or float16 vectors; set precision")
+        self._centres, self._gamma, self._fused = centres, gamma, fused
         self._log_weights = None if log_weights is None else log_weights.float()
         self._dtype: torch.dtype = getattr(torch, precision)
         self._origin = None if self._dtype == torch.float32 else centres.mean(dim=0)
@@ -104,7 +113,7 @@ class LogKernelSum:
             return self._logarithms(queries)
         scaled = self._rounded(queries, 2 * self._gamma)
         squares = scaled.float().square().sum(dim=1)
-        sums = self._sums(scaled)
+        sums = self._fused_sums(scaled) if self._fused else self._sums(scaled)
         result = sums.log().float() + (self._largest - squares / (4 * self._gamma))
         plain = (squares.sqrt() * self._radius <= LARGEST_EXPONENT) & (sums >= SMALLEST_SUM)
         if not plain.all():
@@ -130,6 +139,16 @@ class LogKernelSum:
             for queries, total in zip(torch.split(scaled, query_tile), torch.split(sums, query_tile), strict=True):
                 kernels = memory[: len(queries) * len(part)].view(len(queries), len(part))
                 total += torch.mv(_product(queries, centres, kernels).exp_(), factors)
+        return sums
+
+    def _fused_sums(self, scaled: Tensor) -> Tensor:
+        """As ``_sums``."""
+        from models.densities.fused import fused_sums  # Triton is there with torch for CUDA only
+
+        sums = scaled.new_zeros(len(scaled), dtype=torch.float64)
+        tiles = zip(torch.split(self._centres, FUSED_TILE), torch.split(self._factors, FUSED_TILE), strict=True)
+        for part, factors in tiles:
+            sums += fused_sums(scaled.contiguous(), self._rounded(part).contiguous(), factors)
         return sums
 
     def _logarithms(self, queries: Tensor) -> Tensor:
