@@ -24,6 +24,7 @@ VERBS = {
     "serve": "serve the active versions over HTTP",
     "keys": "make, list and revoke the keys that callers of the service need",
     "models": "list, show, activate and verify trained versions",
+    "tune": "make a version that computes as fast as this machine can",
     "benchmark": "measure speed on this machine",
     "reproduce": "measure the paper's tables again",
     "analyse": "run the paper's ablations and analyses",

@@ -351,23 +351,26 @@ class Detector:
         )
 
     @classmethod
-    def load(cls, folder: Path, device: str = "auto") -> Self:
+    def load(cls, folder: Path, device: str = "auto", plan: InferencePlan | None = None) -> Self:
         """The detector that ``save`` wrote, every file checked against its SHA-256.
 
+        Args:
+            plan: another than its own, to compare them: its thresholds are not for that one's scores.
+
         Raises:
-            ArtifactError: if a file is missing, altered, or not what this build reads.
+            ArtifactError: if a file is missing, altered, or not what this build reads, or its plan does not run here.
             DeviceError: if the device is not there.
         """
-        return cls.restore(folder, verify(folder), device)
+        return cls.restore(folder, verify(folder), device, plan)
 
     @classmethod
-    def restore(cls, folder: Path, manifest: Manifest, device: str = "auto") -> Self:
+    def restore(cls, folder: Path, manifest: Manifest, device: str = "auto", plan: InferencePlan | None = None) -> Self:
         """As ``load``, of a folder that ``verify`` has just given the manifest of."""
         target = resolve_device(device)
         try:
             configuration = DetectorConfiguration.model_validate(manifest.configuration["detector"])
-            if "inference" not in configuration.model_fields_set:  # written before versions had a plan
-                configuration = configuration.model_copy(update={"inference": FLOAT32})
+            if plan is not None or "inference" not in configuration.model_fields_set:  # written before there were plans
+                configuration = configuration.model_copy(update={"inference": plan or FLOAT32})
             operating_point = OperatingPoint.model_validate(manifest.configuration["operating_point"])
             members = []
             for number in range(sum(name.endswith(ENCODER_FILE) for name in manifest.files) or 1):

@@ -23,6 +23,7 @@ VERBS = (
     "evaluate",
     "score",
     "serve",
+    "tune",
     "keys",
     "models",
     "benchmark",

@@ -1,0 +1,107 @@
+"""What half precision does to AUROC: encoder, bank and scores in it, against the same detector in float32, paired.
+
+python -m benchmarks.precision bottle pill --data DATA --models MODELS --out precision --json
+
+The encoder is the trained one; bank and score maps are made anew in each precision, the bank of the same windows. Each
+line is kept when it is finished: run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from benchmarks.compression import KINDS, Setting, areas, fitted, say
+from benchmarks.embedded import Embedded, find_data, load_active, points
+from benchmarks.timing import machine
+from models.detector import Detector, Scan
+from models.device import resolve_device, set_threads
+from models.inference import FLOAT32, InferencePlan
+from training.bootstrap import interval, resampled
+
+BANK = 4096  # embeddings that a detector has by default
+
+
+def by_plan(detector: Detector, plan: InferencePlan) -> Detector:
+    """A detector's first member by another plan; its density is still of the old one."""
+    member = detector.scan.members[0]
+    configuration = member.configuration.model_copy(update={"inference": plan})
+    made = Detector(
+        detector.category,
+        Scan(configuration, member.encoder, member.density, member.device),
+        detector.calibration_set,
+        data_fingerprint=detector.data_fingerprint,
+        training=detector.training,
+    )
+    made.manifest = detector.manifest
+    return made
+
+
+def study(
+    detector: Detector, data: Path, folder: Path, plan: InferencePlan, limit: int | None, size: int = BANK
+) -> dict[str, Any]:
+    """One category: AUROC in float32, and how much it changes by another plan, in points.
+
+    Args:
+        size: embeddings of the bank.
+    """
+    maps, cells = [], []
+    for each in (FLOAT32, plan):
+        say(f"{detector.category}: {each.name}")
+        ground = Embedded(by_plan(detector, each), data, folder / each.precision / detector.category, limit, size)
+        score_maps = ground.score_maps(fitted(ground, Setting("random", size)).scores)
+        counts = resampled(ground.labels)
+        cells.append(areas(ground.outcome(score_maps), counts))
+        maps.append(score_maps)
+    before, after = cells
+    line: dict[str, Any] = {
+        "category": detector.category,
+        "plan": plan.name,
+        "test_images": len(maps[0]),
+        "spearman": round(float(spearmanr(maps[0].ravel(), maps[1].ravel()).statistic), 6),
+        "largest_difference": float(np.abs(maps[1] - maps[0]).max()),
+        "mean_difference": float((maps[1] - maps[0]).mean()),
+    }
+    for kind in KINDS:
+        samples = np.array(after[f"{kind}_samples"]) - np.array(before[f"{kind}_samples"])
+        line |= {
+            f"{kind}_auroc": points(before[kind]),
+            f"{kind}_change": points(after[kind] - before[kind]),
+            f"{kind}_change_interval": [points(bound) for bound in interval(samples)],
+        }
+    return line
+
+
+def main() -> None:
+    """Study the active versions of categories."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("categories", nargs="+", metavar="CATEGORY")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of data sets")
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("precision"), help="what is finished (default: %(default)s)")
+    parser.add_argument("--precision", choices=("bfloat16", "float16"), help="default: what the device computes in")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    options = parser.parse_args()
+    set_threads(options.threads)
+    device = resolve_device(options.device)
+    facts = machine(device)
+    plan = InferencePlan(precision=options.precision or "auto").resolved(device)
+    lines = []
+    for category in options.categories:
+        detector = load_active(options.models, category, options.device)
+        lines.append(study(detector, find_data(options.data, category), options.out, plan, options.limit))
+        print(json.dumps(lines[-1]), flush=True)
+    if options.json:
+        print(json.dumps({"lines": lines, "machine": facts}))
+
+
+if __name__ == "__main__":
+    main()

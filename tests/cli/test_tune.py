@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models import tuning
+from models.detector import Detector
+from models.inference import FLOAT32, InferencePlan
+from models.store import ModelStore
+from models.tuning import Measured, fastest
+from tests.cli.support import COMPUTE, run_main
+from tests.models.detectors import SMALL, make, part
+
+BFLOAT16 = InferencePlan(precision="bfloat16")
+Tune = Callable[..., dict[str, Any]]
+COMPILED = InferencePlan(precision="bfloat16", engine="compile")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    """A category whose one version computes in float32."""
+    store = ModelStore(tmp_path / "models")
+    store.publish("plate", make(SMALL).save)
+    return store
+
+
+@pytest.fixture
+def tune(store: ModelStore, capsys: pytest.CaptureFixture[str]) -> Tune:
+    """Runs the verb; what it gives."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        common = ("--models", store.root, *COMPUTE, "--rounds", "2", "--json")
+        outcome = run_main(capsys, "tune", "plate", *common, *arguments)
+        assert outcome.status == 0, outcome.errors
+        return outcome.result
+
+    return run
+
+
+def only_faster(monkeypatch: pytest.MonkeyPatch, plan: InferencePlan) -> None:
+    """What is fast does not depend on the machine that tests."""
+    monkeypatch.setattr(tuning, "computes_bfloat16", lambda device: True)
+    monkeypatch.setattr(tuning, "fastest", lambda measured, own, batch: plan)
+
+
+def test_the_fastest_plan_becomes_a_version_calibrated_by_itself(
+    store: ModelStore, tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_faster(monkeypatch, BFLOAT16)
+    result = tune()
+    assert (result["of_version"], result["version"], store.active("plate")) == (1, 2, 1)
+    before, after = (Detector.load(store.folder("plate", version), "cpu") for version in (1, 2))
+    assert (before.scan.configuration.inference, after.scan.configuration.inference) == (FLOAT32, BFLOAT16)
+    assert result["image_threshold"] == after.operating_point.image_threshold != before.operating_point.image_threshold
+    assert after.operating_point.false_reject_rate == before.operating_point.false_reject_rate
+    # Calibrated as it scores: the calibration images have the image scores that it says they have.
+    inputs = after.calibration_set.inputs
+    scores = [after.scan.look(one[None]).score_maps.max() for one in inputs]
+    np.testing.assert_allclose(after.calibration.image_scores, scores, atol=1e-6)
+    kept = after.training["tuning"]
+    assert kept["of_version"] == 1
+    assert [line["precision"] for line in kept["measured"]] == ["float32", "bfloat16"]
+    exact, half = kept["measured"]
+    assert (exact["largest_difference"], exact["rank_correlation"]) == (0, pytest.approx(1))
+    assert 0 < half["largest_difference"] < 0.05
+    assert set(half["milliseconds"]) == set(half["spread"]) == {"1", "8"}
+
+
+def test_a_dry_run_and_a_version_that_is_fastest_already_publish_nothing(
+    store: ModelStore, tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_faster(monkeypatch, BFLOAT16)
+    assert tune("--dry-run")["chosen"] == BFLOAT16.model_dump()
+    only_faster(monkeypatch, FLOAT32)
+    assert tune()["version"] is None
+    assert store.versions("plate") == [1]
+
+
+def test_it_is_activated_where_that_is_asked_for(
+    store: ModelStore, tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_faster(monkeypatch, BFLOAT16)
+    tune("--activate")
+    assert store.active("plate") == 2
+
+
+def test_a_version_that_does_not_run_here_is_tuned_all_the_same(
+    store: ModelStore, tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = make(SMALL)
+    gpu = InferencePlan(precision="float32", engine="cuda_graph")
+    with monkeypatch.context() as patch:
+        patch.setattr(detector.scan, "configuration", SMALL.model_copy(update={"inference": gpu}))
+        store.publish("plate", detector.save)
+    only_faster(monkeypatch, BFLOAT16)
+    result = tune()
+    assert (result["of_version"], result["own"]["engine"], result["version"]) == (2, "cuda_graph", 3)
+    assert "needs a CUDA GPU" in result["failed"]["float32 cuda_graph"]
+    assert Detector.load(store.folder("plate", 3), "cpu").predict([part(3, 60, 70)])
+
+
+def measured(plan: InferencePlan, milliseconds: float) -> Measured:
+    return Measured(plan, {1: milliseconds}, {1: (milliseconds, milliseconds)}, 0, 0, 1)
+
+
+def test_noise_changes_no_plan() -> None:
+    lines = [measured(FLOAT32, 10.2), measured(BFLOAT16, 10)]
+    assert fastest(lines, FLOAT32, 1) == FLOAT32
+    assert fastest(lines, COMPILED, 1) == BFLOAT16  # the version's own does not run here
+    assert fastest([measured(FLOAT32, 11), lines[1]], FLOAT32, 1) == BFLOAT16
