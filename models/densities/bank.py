@@ -135,11 +135,19 @@ class BankDensity(Density):
             raise ValueError(f"expected embeddings (n, {self.dimension}), not an array of shape {X.shape}")
         if not np.isfinite(X).all():
             raise ValueError(NOT_FINITE)
-        more = type(self)(self.configuration, self.device)
-        rows = self._rows(torch.from_numpy(X.astype(np.float32)).to(self.device))
-        more.bank = Bank.of([self.bank.vectors, rows], len(self.bank) + len(rows), rows.shape[1], self.device)
-        more._adopt({**self.state, **self._counted(len(rows)), **more._of_bank()})
+        more, added = (
+            type(self)(self.configuration, self.device),
+            torch.from_numpy(X.astype(np.float32)).to(self.device),
+        )
+        old = self._ready_for(added)
+        rows = old._rows(added)
+        more.bank = Bank.of([old.bank.vectors, rows], len(old.bank) + len(rows), rows.shape[1], self.device)
+        more._adopt({**old.state, **old._counted(len(rows)), **more._of_bank()})
         return more
+
+    def _ready_for(self, X: Tensor) -> Self:
+        """What scores as this does, and can have embeddings (n, D) in its bank."""
+        return self
 
     def _rows(self, X: Tensor) -> Tensor:
         """Embeddings (n, D) as the bank has them."""

@@ -24,6 +24,7 @@ Computed = Literal["exact", "neighbours", "sampled", "compressed"]
 
 SAMPLE = "sample."  # before the place of each in the state
 EMBEDDING_BYTES = 4  # of a dimension
+NEW_DIRECTIONS = 16  # that a reduction gets at most for what joins its bank
 FEW = 2048  # embeddings; so few are summed exactly
 CENTRES = ((1024,), (2048, 4096, 8192))
 """Numbers of centres that are tried: those of a row in one pass over all embeddings, the fewest first."""
@@ -292,6 +293,23 @@ class KernelDensity(BankDensity):
     def _rows(self, X: Tensor) -> Tensor:
         rows = X if self.reduction is None else self.reduction.of_bank(X)
         return rows if self._metric is None else rows @ self._metric
+
+    def _ready_for(self, X: Tensor) -> Self:
+        """With what the reduction left out of X: two windows of one new kind would be far apart, by both residuals."""
+        if self.reduction is None or not self.reduction.residual:
+            return self
+        wider = self.reduction.widened(X, NEW_DIRECTIONS)
+        old, new = self.reduction.dimension, wider.dimension
+        # As before in the old dimensions, the residual's the last of them; the new ones come between.
+        metric = torch.zeros(new, new)
+        metric[[*range(old - 1), new - 1], :old] = self.state.get(METRIC, torch.eye(old))
+        metric[old - 1 : new - 1, old:] = torch.eye(new - old)
+        ready = type(self)(self.configuration, self.device)
+        vectors = torch.nn.functional.pad(self.bank.vectors, (0, new - old))
+        ready.bank = Bank.of([vectors], len(vectors), new, self.device)
+        arrays = {name: tensor.cpu() for name, tensor in wider.state().items()}
+        ready._adopt({**self.state, **arrays, METRIC: metric})
+        return ready
 
     def _counted(self, more: int) -> dict[str, Tensor]:
         """What joins centres becomes centres of weight one."""

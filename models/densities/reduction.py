@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 REDUCTION = "reduction."  # before the names of its arrays
+NO_ENERGY = 1e-6  # of a residual; float32 rounds so
 
 
 class ReductionConfiguration(BaseModel):
@@ -97,6 +98,20 @@ class Reduction(NamedTuple):
     def state(self) -> dict[str, Tensor]:
         """Its arrays by name."""
         return {f"{REDUCTION}{name}": torch.as_tensor(value) for name, value in self._asdict().items()}
+
+    def widened(self, embeddings: Tensor, most: int) -> Self:
+        """This with up to ``most`` further directions, in which embeddings (n, D) are that the others leave out.
+
+        What already went through this has nothing in the new ones: its residual, which is small, is neglected there as
+        elsewhere.
+        """
+        apart = (embeddings - self.mean).double()
+        directions = self.directions.double()
+        left_out = apart - apart @ directions @ directions.T
+        energies, axes = torch.linalg.eigh(left_out.T @ left_out)
+        count = min(most, int((energies > NO_ENERGY * len(embeddings)).sum()))
+        further = axes[:, len(axes) - count :].flip(1)
+        return self._replace(directions=torch.cat([directions, further], dim=1).float())
 
     @property
     def longest(self) -> float:

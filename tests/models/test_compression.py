@@ -223,7 +223,7 @@ def test_a_stream_that_is_not_finite_is_refused(bad: float) -> None:
 # --- later ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reduction", [None, {"dimension": 22}], ids=["full", "reduced"])
+@pytest.mark.parametrize("reduction", [None, {"dimension": 12}], ids=["full", "reduced"])
 def test_embeddings_that_join_become_centres_of_weight_one(reduction: Any, tmp_path: Path) -> None:
     X, more, Q = in_clusters(3000, 24, 0), unit_vectors(40, 24, 5), unit_vectors(40, 24, 6)
     before = kde(mode="compressed", centres=60, reduction=reduction).fit(X)
@@ -240,3 +240,22 @@ def test_embeddings_that_join_become_centres_of_weight_one(reduction: Any, tmp_p
     restored = KernelDensity(after.configuration).restore(tmp_path)
     assert restored.facts() == facts
     np.testing.assert_array_equal(restored.score_samples(Q), after.score_samples(Q))
+
+
+@pytest.mark.parametrize("mode", ["exact", "compressed", "neighbours"])
+def test_what_joins_is_known_though_it_lies_where_the_reduction_did_not_look(mode: str) -> None:
+    """A new kind of window: all in dimensions that the old ones do not have."""
+    X, more, Q = (np.zeros((count, 30), np.float32) for count in (3000, 50, 40))
+    X[:, :20] = in_clusters(3000, 20, 0)
+    more[:, 20:], Q[:, 20:] = in_clusters(50, 10, 1, clusters=1), in_clusters(40, 10, 2, clusters=1)
+    made = kde(mode=mode, centres=500, neighbours=500, reduction={"dimension": 16}, gamma=10.0).fit(X)
+    before, after = made.score_samples(Q), made.extended(more)
+    found = after.score_samples(Q)
+    exact = np.logaddexp(
+        log_mean_kernel(Q, X, 10.0) * 10 + math.log(3000), log_mean_kernel(Q, more, 10.0) * 10 + math.log(50)
+    )
+    np.testing.assert_allclose(found, (exact - math.log(3050)) / 10, rtol=0, atol=0.05)
+    assert (found - before).min() > 0.5
+    # What was known scores as it did, but for its share.
+    known = made.score_samples(X[:50])
+    np.testing.assert_allclose(after.score_samples(X[:50]), known - math.log(2750 / 2700) / 10, rtol=0, atol=1e-4)
