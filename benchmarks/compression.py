@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,14 +24,20 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.embedded import Embedded, Outcome, find_data, load_active, points
+from benchmarks.detectors import load_active
+from benchmarks.embedded import Embedded, Outcome, change, find_data, points
 from benchmarks.timing import interleave, machine
 from models.densities import KernelDensity, KernelDensityConfiguration
-from models.densities.kernel import LogKernelSum
+from models.densities.kernel import LogKernelSum, Precision
+from models.densities.reduction import ReductionConfiguration
+from models.densities.stream import HeldEmbeddings
 from models.device import resolve_device, set_threads
 from training.bootstrap import interval, resampled
+from training.reproduction.report import aligned
 
-SIZES = (2000, 4096)  # embeddings of a bank
+RANDOM = 2000  # embeddings of the random banks that everything is compared with
+CENTRES = (1024, 2048, 4096, 8192)
+DIMENSIONS = (0, 128, 64, 32)
 SEEDS = 5
 KINDS = ("image", "pixel")
 TIMED = 1024  # queries that exact and compressed are timed on, in turns
@@ -40,33 +46,51 @@ RANKED = 200_000  # windows that a rank correlation is taken over
 
 
 class Setting(NamedTuple):
-    """A density to study: of ``kind`` ``random`` or ``neighbours``, on a random bank of ``size`` embeddings."""
+    """A density to study.
+
+    Attributes:
+        kind: ``compressed``, of the whole bank; or ``random`` and ``neighbours``, exact and nearest of a random bank.
+        size: embeddings of the bank that is left.
+        dimension: what embeddings are reduced to; 0 for not at all.
+        seed: of what is random about it.
+    """
 
     kind: str
     size: int
+    dimension: int = 0
     seed: int = 0
 
     @property
     def title(self) -> str:
         """Its name without the seed."""
-        return f"{self.kind}-{self.size}"
+        return f"{self.kind}-{self.size}" + (f"-pca{self.dimension}" if self.dimension else "")
 
 
-def settings(sizes: Sequence[int], seeds: int) -> list[Setting]:
+def settings(centres: Sequence[int], dimensions: Sequence[int], seeds: int) -> list[Setting]:
     """Every setting, seed after seed, so that an early end leaves each of them some."""
-    kinds = ("random", "neighbours")
-    return [Setting(kind, size, seed) for seed in range(seeds) for size in sizes for kind in kinds]
+    return [
+        setting._replace(seed=seed)
+        for seed in range(seeds)
+        for setting in (
+            Setting("random", RANDOM),
+            Setting("neighbours", RANDOM),
+            *(Setting("compressed", size, dimension) for dimension in dimensions for size in centres),
+        )
+    ]
 
 
-def study(ground: Embedded, wanted: Sequence[Setting]) -> list[dict[str, Any]]:
+def study(ground: Embedded, wanted: Sequence[Setting], precision: Precision = "float32") -> list[dict[str, Any]]:
     """A line for the exact density, and one for each setting over its seeds.
+
+    Args:
+        precision: of the exact density, which takes nearly all of a study's time.
 
     Returns:
         AUROC in points; its change against exact, of the mean over the seeds, with the 95 % paired bootstrap interval,
         and of each seed; how far window scores lie apart; milliseconds an image, and exact's over them, of seed 0.
     """
     category = ground.detector.category
-    exact = Exact(torch.from_numpy(ground.bank).to(ground.device), ground.gamma)
+    exact = Exact(torch.from_numpy(ground.bank).to(ground.device), ground.gamma, precision)
     reference = exact_maps(ground, exact)
     counts = resampled(ground.labels)
     truth = ground.cell("exact", lambda: areas(ground.outcome(reference), counts))
@@ -76,7 +100,8 @@ def study(ground: Embedded, wanted: Sequence[Setting]) -> list[dict[str, Any]]:
         name = f"{setting.title}-{setting.seed}"
         cell = ground.cell(name, partial(measure, ground, setting, exact, reference, counts))
         lines.setdefault(setting.title, []).append(cell)
-    of_all = {"category": category, "density": "exact", "bank": len(ground.bank), "test_images": len(ground.test)}
+    facts = {"category": category, "density": f"exact, {precision}"}
+    of_all = {**facts, "bank": len(ground.bank), "test_images": len(ground.test)}
     intervals = {f"{kind}_interval": _points(interval(np.array(truth[f"{kind}_samples"]))) for kind in KINDS}
     return [
         {**of_all, **{f"{kind}_auroc": points(truth[kind]) for kind in KINDS}, **intervals},
@@ -87,9 +112,9 @@ def study(ground: Embedded, wanted: Sequence[Setting]) -> list[dict[str, Any]]:
 class Exact:
     """The kernel density over all of a bank that may be on disk, scored as ``KernelDensity`` scores."""
 
-    def __init__(self, bank: Tensor, gamma: float) -> None:
+    def __init__(self, bank: Tensor, gamma: float, precision: Precision) -> None:
         self.gamma = gamma
-        self._log_sum = LogKernelSum(bank, gamma)
+        self._log_sum = LogKernelSum(bank, gamma, precision=precision)
         self._log_samples = math.log(len(bank))
 
     def __call__(self, queries: Tensor) -> Tensor:
@@ -122,7 +147,7 @@ def measure(
     """One setting with one seed: AUROC of the test images and of samples of them, distances, time and size."""
     started = time.perf_counter()
     density = fitted(ground, setting)
-    cell: dict[str, Any] = {"fit_seconds": time.perf_counter() - started}
+    cell: dict[str, Any] = {"fit_seconds": time.perf_counter() - started, "facts": density.facts()}
     maps = ground.score_maps(density.scores)
     apart = maps - reference
     some = np.random.default_rng(0).choice(maps.size, min(maps.size, RANKED), replace=False)
@@ -147,7 +172,14 @@ def measure(
 
 
 def fitted(ground: Embedded, setting: Setting) -> KernelDensity:
-    """The density of a setting, on a random bank."""
+    """The density of a setting, of the whole bank or of a random one."""
+    if setting.kind == "compressed":
+        reduction = ReductionConfiguration(dimension=setting.dimension) if setting.dimension else None
+        configuration = KernelDensityConfiguration(
+            mode="compressed", centres=setting.size, reduction=reduction, gamma=ground.gamma
+        )
+        stream = HeldEmbeddings(torch.from_numpy(ground.bank))
+        return KernelDensity(configuration, ground.device).fit_stream(stream, setting.seed)
     random = np.random.default_rng(setting.seed)
     chosen = np.sort(random.choice(len(ground.bank), min(setting.size, len(ground.bank)), replace=False))
     mode: Literal["exact", "neighbours"] = "neighbours" if setting.kind == "neighbours" else "exact"
@@ -179,6 +211,29 @@ def summary(cells: Sequence[dict[str, Any]], truth: dict[str, Any]) -> dict[str,
     return line | {name: cells[0][name] for name in ("milliseconds", "exact_milliseconds", "times_faster")}
 
 
+def report(lines: Sequence[dict[str, Any]]) -> str:
+    """The lines of a category as a table."""
+    exact, *others = lines
+    areas = ", ".join(
+        f"{kind} AUROC {exact[f'{kind}_auroc']:.2f} ({low:.2f} to {high:.2f})"
+        for kind in KINDS
+        for low, high in [exact[f"{kind}_interval"]]
+    )
+    head = ["density", "image AUROC", "worst bank", "pixel AUROC", "worst bank", "Spearman", "ms an image", "faster"]
+    rows = [
+        [
+            line["density"],
+            *(text for kind in KINDS for text in (change(line, kind), f"{min(line[f'{kind}_changes']):+.2f}")),
+            f"{line['spearman']:.4f}",
+            f"{line['milliseconds']:.0f}",
+            f"{line['times_faster']:.0f} times",
+        ]
+        for line in others
+    ]
+    title = f"{exact['category']}: {exact['density']}, {exact['bank']} embeddings, {exact['test_images']} test images"
+    return f"{title}: {areas}\n\n{aligned([head, *rows])}"
+
+
 def say(text: str) -> None:
     """Tell how it goes, beside the result."""
     print(text, file=sys.stderr, flush=True)
@@ -198,20 +253,24 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of banks (default: 2000 4096)")
+    parser.add_argument("--part", type=int, help="of all windows about so many in its place, drawn at random")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of the exact density")
+    parser.add_argument("--centres", type=int, nargs="+", default=CENTRES, help="(default: 1024 2048 4096 8192)")
+    parser.add_argument("--dimensions", type=int, nargs="+", default=DIMENSIONS, help="0: all (default: 0 128 64 32)")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="banks of each (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     set_threads(options.threads)
     facts = machine(resolve_device(options.device))
-    wanted = settings(options.sizes, options.seeds)
+    wanted = settings(options.centres, options.dimensions, options.seeds)
     lines = []
     for category in options.categories:
         data, detector = find_data(options.data, category), load_active(options.models, category, options.device)
-        ground = Embedded(detector, data, options.out / category, options.limit)
-        for line in study(ground, wanted):
-            lines.append(line)
-            print(json.dumps(line), flush=True)
+        folder = options.out / category
+        ground = Embedded(detector, data, folder, options.limit, options.part, exact=options.precision)
+        found = study(ground, wanted, options.precision)
+        lines += found
+        print(report(found), flush=True)
     if options.json:
         print(json.dumps({"lines": lines, "machine": facts}))
 

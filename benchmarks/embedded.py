@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,6 @@ from models.densities.kernel import StreamedGamma
 from models.densities.stream import HeldEmbeddings
 from models.detector import Detector
 from models.heatmap import peak_window
-from models.store import ModelStore
 from models.store_files import write_file
 from training.bootstrap import Wins
 from training.data import GOOD, DataError, load_images, load_mask, open_dataset, split_calibration
@@ -52,10 +51,11 @@ class Embedded:
         data: folder of data sets, as ``open_dataset`` takes it.
         folder: where the embeddings are kept; made if missing.
         limit: at most so many test images, at even distances; None for all.
-        part: of the windows of good images only this share, drawn at random; None for all.
+        part: of the windows of good images only about so many, drawn at random; None for all.
+        settings: what else the cells in the folder depend on.
 
     Raises:
-        DataError: the folder belongs to another detector or number of images.
+        DataError: the folder belongs to another detector, number of images or settings.
 
     Attributes:
         bank: (N, D) of the good images that the detector was fitted on, on disk.
@@ -65,14 +65,21 @@ class Embedded:
     """
 
     def __init__(
-        self, detector: Detector, data: Path, folder: Path, limit: int | None = None, part: int | None = None
+        self,
+        detector: Detector,
+        data: Path,
+        folder: Path,
+        limit: int | None = None,
+        part: int | None = None,
+        **settings: str,
     ) -> None:
         self.detector, self.folder = detector, folder
         self.scan = detector.scan.members[0]
         self.device = self.scan.device
         self.geometry = detector.geometry
         (folder / "cells").mkdir(parents=True, exist_ok=True)
-        self._claim({"detector": detector.manifest.digest if detector.manifest else None, "limit": limit, "part": part})
+        digest = detector.manifest.digest if detector.manifest else None
+        self._claim({"detector": digest, "limit": limit, "part": part, **settings})
         dataset = open_dataset(data, detector.category)
         fit = FitConfiguration.model_validate(detector.training["fit"])
         fitting, _ = split_calibration(
@@ -171,19 +178,6 @@ def _gamma(bank: Floats) -> float:
     return streamed.value()
 
 
-def load_active(models: Path, category: str, device: str) -> Detector:
-    """The active version of a category.
-
-    Raises:
-        DataError: there is none.
-    """
-    store = ModelStore(models)
-    version = store.active(category)
-    if version is None:
-        raise DataError(f"{models}: {category} has no active version")
-    return Detector.load(store.folder(category, version), device)
-
-
 def find_data(folders: Sequence[Path], category: str) -> Path:
     """The first of the folders of data sets that has a category.
 
@@ -199,3 +193,9 @@ def find_data(folders: Sequence[Path], category: str) -> Path:
 def points(share: float) -> float:
     """A share in points, to the thousandth; what is not a number stays."""
     return round(100 * share, 3) if math.isfinite(share) else share
+
+
+def change(line: Mapping[str, Any], kind: str) -> str:
+    """A change of AUROC with its interval, in points."""
+    low, high = line[f"{kind}_change_interval"]
+    return f"{line[f'{kind}_change']:+.2f} ({low:+.2f} to {high:+.2f})"

@@ -1,4 +1,4 @@
-"""Which size of ``DensePatch`` and of bank keep what the largest finds, and what each costs.
+"""Which size of ``DensePatch``, embedding dimension and bank keep what the largest finds, and what each costs.
 
 python -m benchmarks.sizes bottle pill --data DATA --models small/models base/models large/models --out sizes --json
 
@@ -21,17 +21,21 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.compression import KINDS, Setting, areas, fitted, say
-from benchmarks.embedded import Embedded, find_data, load_active, points
+from benchmarks.detectors import load_active
+from benchmarks.embedded import Embedded, change, find_data, points
 from benchmarks.timing import interleave, machine
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.device import resolve_device, set_threads
 from models.encoders import DensePatchConfiguration, create_encoder
+from models.inference import InferencePlan
 from training.bootstrap import interval, resampled
+from training.reproduction.report import aligned
 
 PART = 131_072  # windows of the good images that banks are made of
 BANK = 4096  # embeddings that a detector has by default
-SIZES = (1024, 2048, BANK, 8192)
+CENTRES = (1024, 2048, 4096)
+DIMENSIONS = (0, 128, 64, 32)
 TOLERATED = 0.5  # points of image and of pixel AUROC
 ROUNDS = 7
 
@@ -47,6 +51,12 @@ class Candidate(NamedTuple):
         """How it is called in the results."""
         size = DensePatchConfiguration(width=self.width).size
         return f"{size or f'width-{self.width}'}-{self.setting.title}"
+
+
+def settings(centres: Sequence[int], dimensions: Sequence[int]) -> list[Setting]:
+    """The densities that are studied on every width."""
+    compressed = [Setting("compressed", size, dimension) for dimension in dimensions for size in centres]
+    return [Setting("random", BANK), *compressed]
 
 
 def study(
@@ -82,9 +92,9 @@ def measure(
     }
 
 
-def base_detector(device: torch.device) -> Callable[[], object]:
+def base_detector(plan: InferencePlan, device: torch.device) -> Callable[[], object]:
     """A look at an image by the size ``base`` with an exact bank of ``BANK``; untrained, which is as slow."""
-    configuration = DetectorConfiguration(encoder=DensePatchConfiguration())
+    configuration = DetectorConfiguration(encoder=DensePatchConfiguration(), inference=plan)
     encoder = create_encoder(configuration.encoder, configuration.geometry)
     bank = np.random.default_rng(0).normal(size=(BANK, encoder.dimension)).astype(np.float32)
     density = KernelDensity(KernelDensityConfiguration(mode="exact"), device)
@@ -100,7 +110,7 @@ def compare(categories: dict[str, dict[Candidate, dict[str, Any]]]) -> list[dict
     ``kept`` tells whether no change is below minus ``TOLERATED``, ``sure`` whether no interval reaches below.
     """
     candidates = list(next(iter(categories.values())))
-    largest = max(candidates, key=lambda candidate: (candidate.width, candidate.setting.size))
+    largest = max(candidates, key=lambda candidate: (candidate.width, _freedom(candidate.setting)))
     lines = []
     for candidate in candidates:
         changes: list[float] = []
@@ -134,6 +144,28 @@ def compare(categories: dict[str, dict[Candidate, dict[str, Any]]]) -> list[dict
     return sorted(lines, key=lambda line: float(line["share_of_reference"]))
 
 
+def report(lines: Sequence[dict[str, Any]]) -> str:
+    """The lines as a table."""
+    categories = list(lines[0]["categories"])
+    head = ["candidate", "ms an image", "of base, exact", *(f"{name} {kind}" for name in categories for kind in KINDS)]
+    rows = [
+        [
+            line["candidate"] + " (largest)" * line["largest"],
+            f"{line['milliseconds']:.0f}",
+            f"{line['share_of_reference']:.2f}",
+            *(change(line["categories"][name], kind) for name in categories for kind in KINDS),
+            "sure" if line["sure"] else "kept" if line["kept"] else "",
+        ]
+        for line in lines
+    ]
+    return aligned([[*head, f"within {TOLERATED}"], *rows])
+
+
+def _freedom(setting: Setting) -> tuple[bool, bool, int]:
+    """What tells more of a bank comes later."""
+    return setting.kind == "compressed", not setting.dimension, setting.size
+
+
 def _width(detector: Detector) -> int:
     encoder = detector.scan.configuration.encoder
     assert isinstance(encoder, DensePatchConfiguration)
@@ -150,13 +182,14 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="of banks (default: 1024 to 8192)")
+    parser.add_argument("--centres", type=int, nargs="+", default=CENTRES, help="(default: 1024 2048 4096)")
+    parser.add_argument("--dimensions", type=int, nargs="+", default=DIMENSIONS, help="0: all (default: 0 128 64 32)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     set_threads(options.threads)
     device = resolve_device(options.device)
-    facts, reference = machine(device), base_detector(device)
-    wanted = [Setting("random", size) for size in options.sizes]
+    facts = machine(device)
+    wanted = settings(options.centres, options.dimensions)
     categories = {}
     for category in options.categories:
         data = find_data(options.data, category)
@@ -165,10 +198,10 @@ def main() -> None:
             Embedded(detector, data, options.out / f"width-{_width(detector)}" / category, options.limit, PART)
             for detector in detectors
         ]
+        reference = base_detector(detectors[0].scan.configuration.inference, device)
         categories[category] = study(grounds, wanted, reference)
     lines = compare(categories)
-    for line in lines:
-        print(json.dumps(line), flush=True)
+    print(report(lines), flush=True)
     if options.json:
         print(json.dumps({"lines": lines, "machine": facts}))
 

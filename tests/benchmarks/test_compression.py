@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import compression
-from benchmarks.compression import Setting, settings, study
+from benchmarks.compression import Setting, report, settings, study
 from benchmarks.embedded import Embedded, find_data
 from models.detector import Detector
 from tests.benchmarks.tiny import FITTING, WHOLE, make_data, make_detector
@@ -31,13 +31,22 @@ def detector(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Detector:
 def test_exact_is_what_an_evaluation_measures(detector: Detector, data: Path, tmp_path: Path) -> None:
     ground = Embedded(detector, data, tmp_path / "tile")
     assert ground.bank.shape == (WHOLE, detector.scan.members[0].encoder.dimension)
-    [exact, same, small] = study(ground, [Setting("random", WHOLE), Setting("random", 20)])
+    wanted = [
+        Setting("random", WHOLE),
+        Setting("random", 20),
+        Setting("compressed", 100),
+        Setting("compressed", 100, 8),
+    ]
+    [exact, same, small, compressed, reduced] = study(ground, wanted)
     expected = evaluate(detector, open_dataset(data, "tile"), tmp_path / "report")
     assert exact["image_auroc"] == pytest.approx(100 * expected["image_auroc"], abs=0.01)
     assert exact["pixel_auroc"] == pytest.approx(100 * expected["pixel_auroc"], abs=0.01)
     assert (same["image_change"], same["pixel_change"]) == pytest.approx((0, 0), abs=0.01)
     assert same["largest_difference"] < 1e-5
     assert same["largest_difference"] < small["largest_difference"]
+    for line in (compressed, reduced):
+        assert 1e-5 < line["deviation"] < small["deviation"]
+    assert len(report([exact, same, small]).splitlines()) == 2 + 2 + 2
     assert small["pixel_change_interval"][0] < small["pixel_change_interval"][1]
 
 
@@ -83,9 +92,10 @@ def test_part_of_the_images_and_of_their_windows(detector: Detector, data: Path,
 
 
 def test_every_setting_once_a_seed() -> None:
-    wanted = settings((1024, 2048), 2)
-    assert len(wanted) == len(set(wanted)) == 8
-    assert [setting.seed for setting in wanted] == [0] * 4 + [1] * 4
+    wanted = settings((1024, 2048), (0, 64), 2)
+    assert len(wanted) == len(set(wanted)) == 2 * (2 + 4)
+    assert [setting.seed for setting in wanted] == [0] * 6 + [1] * 6
+    assert "compressed-2048-pca64" in {setting.title for setting in wanted}
 
 
 def test_data_sets_are_looked_for_in_several_folders(data: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.compression import Setting
 from benchmarks.embedded import Embedded
-from benchmarks.sizes import Candidate, compare, study
+from benchmarks.sizes import Candidate, compare, report, settings, study
 from tests.benchmarks.tiny import make_data, make_detector
 
 WIDTHS = (2, 16)
@@ -45,10 +45,14 @@ def test_what_is_kept_and_what_is_sure() -> None:
     cells = {best: made(0, 0, 4), near: made(-0.002, 0.001, 2), unsure: made(-0.004, 0.01), far: made(-0.01, 0, 0.5)}
     lines = compare({"bottle": cells, "pill": {**cells, near: made(-0.004, 0.0005, 2)}})
     assert [line["candidate"].split("-")[0] for line in lines] == ["width", "small", "base", "large"]
-    assert [(line["kept"], line["sure"]) for line in lines] == [
-        (False, False),
-        (True, False),
-        (True, True),
-        (True, True),
-    ]
+    assert [line["kept"] for line in lines] == [False, True, True, True]
+    assert [line["sure"] for line in lines] == [False, False, True, True]
     assert lines[2]["worst_change"] == -0.4
+    [row] = [row for row in report(lines).splitlines() if "base-random-10" in row]
+    assert [cell.strip() for cell in row.split("|")][2:4] == ["10", "2.00"]
+    assert "-0.40 (" in row
+
+
+def test_every_density_once() -> None:
+    wanted = settings((1024, 2048), (0, 64))
+    assert len(wanted) == len(set(wanted)) == 1 + 2 * 2
