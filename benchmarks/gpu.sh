@@ -50,3 +50,6 @@ study=(--data "$data" --device cuda --json)
   "${study[@]}" | tee "$out/compression.txt"
 "$python" -m benchmarks.sizes "${categories[@]}" --models "$out"/models-{small,dense,large} --out "$out/sizes" \
   "${study[@]}" | tee "$out/sizes.txt"
+# And what half precision changes of what is found.
+"$python" -m benchmarks.precision "${categories[@]}" --models "$out/models-dense" --out "$out/precision" \
+  "${study[@]}" | tee "$out/precision.txt"
