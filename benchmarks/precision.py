@@ -17,7 +17,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.compression import KINDS, Setting, areas, fitted, say
-from benchmarks.embedded import Embedded, find_data, load_active, points
+from benchmarks.detectors import load_active
+from benchmarks.embedded import Embedded, find_data, points
 from benchmarks.timing import machine
 from models.detector import Detector, Scan
 from models.device import resolve_device, set_threads
