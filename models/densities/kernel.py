@@ -16,8 +16,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 GAMMA_NUMERATOR = 10.0  # the paper's bandwidth: ten times scikit-learn's "scale"
 NO_VARIANCE = 2.0**-48  # of the mean's square: less is only how float32 rounds
-# The tile of the kernel matrix held at once: 2 MB in float32, which the L2 caches of two cores hold.
-QUERY_TILE, CENTRE_TILE = 512, 1024
+# The tile of the kernel matrix held at once: 8 MB in float32. Smaller ones, which an L2 cache holds, take as long, and
+# threads wait for each other more often: on a busy machine that is what takes long.
+QUERY_TILE, CENTRE_TILE = 1024, 2048
 CUDA_QUERY_TILE, CUDA_CENTRE_TILE = 4096, 16384  # 256 MB: fewer, larger products
 FUSED_TILE = 2**16  # centres that are rounded at once
 LARGEST_EXPONENT = 70.0  # of 2 gamma x.y and gamma y.y: tens of thousands of exp(70) fit float32, and exp(-70) does
