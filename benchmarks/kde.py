@@ -19,10 +19,12 @@ from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 from torch import Tensor
 
 from benchmarks.timing import interleave, machine, peak_memory
-from models.densities import KernelDensityConfiguration, paper_gamma
+from models.densities import KernelDensity, KernelDensityConfiguration, paper_gamma
 from models.densities.kernel import LogKernelSum, Precision
 from models.densities.sampled import CONFIDENCE, SampledLogKernelSum, sample_sizes, stratified_rows
+from models.densities.stream import HeldEmbeddings
 from models.geometry import ScanGeometry
+from models.memory import array_bytes
 
 SIZES = (10_000, 100_000, 1_000_000)
 DIMENSION, NEIGHBOURS = 512, 32
@@ -123,6 +125,15 @@ def _ways(bank: Tensor, queries: Tensor, gamma: float) -> dict[str, Way]:
     whole = LogKernelSum(bank, gamma)
     sampled = SampledLogKernelSum(bank, gamma, rows, configuration.tolerance * gamma, whole)
     ways["sampled"] = Way(partial(sampled, queries), count, sampled, product, sum(part.numel() * 12 for part in rows))
+    of_centres = KernelDensityConfiguration(mode="compressed", gamma=gamma)
+    compressed = KernelDensity(of_centres, bank.device).fit_stream(HeldEmbeddings(bank))
+    ways["compressed"] = Way(
+        partial(compressed.scores, queries),
+        count,
+        lambda queries: compressed.scores(queries) * gamma + math.log(len(bank)),
+        product,
+        array_bytes(compressed),
+    )
     host, asked = bank.cpu().numpy(), queries.cpu().numpy()
     index = faiss.IndexFlatL2(host.shape[1])
     index.add(host)

@@ -34,12 +34,13 @@ def rows() -> dict[str, dict[str, Any]]:
 
 def test_every_way_is_timed_and_compared_with_float64() -> None:
     found = rows()
-    assert {"product, float32", "product, bfloat16", *SUMS} < found.keys()
+    assert {"product, float32", "product, bfloat16", "compressed", *SUMS} < found.keys()
     assert all(row["embeddings"] == SIZE and row["milliseconds"] > 0 for row in found.values())
     assert all("times_the_product" in row for way, row in found.items() if not way.startswith("product"))
     for way in ("exact, float32", "scikit-learn KernelDensity"):
         assert 0 <= found[way]["rms_error"] <= found[way]["largest_error"] <= TOLERANCE
     assert TOLERANCE < found["exact, bfloat16"]["largest_error"] < 0.01
+    assert TOLERANCE < found["compressed"]["rms_error"] < 0.05
     assert found["faiss flat, 32 nearest"]["largest_error"] > 0.01  # a sum over the nearest is another score
     assert found["exact, float32"]["queries"] == 150
     assert found["exact, float32"]["milliseconds_an_image"] == pytest.approx(
