@@ -128,7 +128,7 @@ def test_every_density_agrees(tmp_path: Path, density: DensityConfiguration) -> 
     ids=["pretrained", "dense, last stage", "resnet18"],
 )
 def test_every_encoder_agrees(tmp_path: Path, encoder: EncoderConfiguration, geometry: ScanGeometry) -> None:
-    detector = make(DetectorConfiguration(encoder=encoder, geometry=geometry))
+    detector = make(DetectorConfiguration(encoder=encoder, geometry=geometry, inference=FLOAT32))
     export(detector, detector.own_operation, tmp_path / "out", "onnx")
     for session in sessions(tmp_path / "out"):
         assert_agrees(detector, session)
