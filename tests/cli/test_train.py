@@ -96,10 +96,12 @@ def test_every_option_of_a_density_reaches_the_configuration(
 ) -> None:
     flags = {"name": "--density", "mode": "--density-mode"}
     options = [part for name, value in settings.items() for part in (flags.get(name, f"--{name}"), str(value))]
-    outcome = run("train", CATEGORY, "--data", data, *places, "--json", *TINY, *options)
+    outcome = run("train", CATEGORY, "--data", data, *places, "--json", *TINY, *options, "--seed", 3)
     assert outcome.status == 0, outcome.errors
     folder = ModelStore(tmp_path / "models").folder(CATEGORY, 1)
     manifest = json.loads((folder / "manifest.json").read_text())["configuration"]
+    assert manifest["training"]["fit"]["training"]["seed"] == 3
+    assert manifest["detector"]["density"].get("seed", 0) == 0  # its own is another
     reductions = {"pca:9": {"method": "pca", "dimension": 9}, "none": None}
     expected = {name: value for name, value in settings.items() if name != "reduce"}
     if "reduce" in settings:
