@@ -46,7 +46,7 @@ def measure(
     device: str,
     threads: int,
     seconds: float,
-    rounds: int = 2,
+    rounds: int = 4,
     url: str | None = None,
 ) -> dict[str, Any]:
     """Measure the service, and this machine beside it.
