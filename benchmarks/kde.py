@@ -103,7 +103,8 @@ def _measure(device: torch.device, size: int, repeats: int, dimension: int) -> l
             row["times_the_product"] = timing.ratio(timings[way.product]) * count / way.queries
         row |= {"holds_bytes": way.holds, "needs_bytes": needs[name]}
         if way.log_sums:
-            errors = ((way.log_sums(checked).double() - true) / gamma).abs()
+            sums = way.log_sums(checked).double()  # a slow way answers fewer
+            errors = ((sums - true[: len(sums)]) / gamma).abs()
             row |= {"largest_error": float(errors.max()), "rms_error": float(errors.square().mean().sqrt())}
         rows.append(row)
         _show(row)
