@@ -96,7 +96,7 @@ def test_every_option_of_a_density_reaches_the_configuration(
 ) -> None:
     flags = {"name": "--density", "mode": "--density-mode"}
     options = [part for name, value in settings.items() for part in (flags.get(name, f"--{name}"), str(value))]
-    outcome = run("train", CATEGORY, "--data", data, *places, "--json", *TINY, *options, "--seed", 3)
+    outcome = run("train", CATEGORY, "--data", data, *places, "--json", *TINY, *options, "--seed", "3")
     assert outcome.status == 0, outcome.errors
     folder = ModelStore(tmp_path / "models").folder(CATEGORY, 1)
     manifest = json.loads((folder / "manifest.json").read_text())["configuration"]
