@@ -26,12 +26,13 @@ from torch import Tensor
 
 from benchmarks.detectors import load_active
 from benchmarks.embedded import Embedded, Outcome, change, find_data, points
-from benchmarks.timing import interleave, machine
+from benchmarks.machine import machine
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.densities.kernel import LogKernelSum, Precision
 from models.densities.reduction import ReductionConfiguration
 from models.densities.stream import HeldEmbeddings
 from models.device import resolve_device, set_threads
+from models.timing import interleave
 from training.bootstrap import interval, resampled
 from training.reproduction.report import aligned
 

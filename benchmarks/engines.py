@@ -19,16 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.detectors import load_active
-from benchmarks.timing import interleave, machine
+from benchmarks.machine import machine
 from models.calibration_set import calibrate
 from models.densities import create_density
-from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine
+from models.detector import Detector, DetectorConfiguration, Scan, by_plan
 from models.device import set_threads
 from models.encoders import create_encoder
 from models.export import MODELS, export
 from models.geometry import Box
-from models.inference import InferencePlan, Precision
+from models.inference import FLOAT32, InferencePlan
 from models.sessions import OnnxSession, OpenVinoSession
+from models.timing import interleave
 
 BANK = 8192  # embeddings of the detector of random images
 
@@ -53,8 +54,8 @@ def measure(detector: Detector, rounds: int = 15) -> dict[str, Any]:
             export(detector, detector.own_operation, place, form, check_images=1)
         onnx, xml = (models[form] / MODELS[form] for form in MODELS)
         looks: dict[str, Callable[[NDArray[np.uint8]], Any]] = {
-            "torch float32": _planned(detector, "float32").look,
-            "torch bfloat16": _planned(detector, "bfloat16").look,
+            "torch float32": by_plan(detector.scan, FLOAT32).look,
+            "torch bfloat16": by_plan(detector.scan, InferencePlan(precision="bfloat16")).look,
             "onnxruntime float32": OnnxSession(onnx).look,
             "openvino float32": OpenVinoSession(xml).look,
             "openvino bfloat16": OpenVinoSession(xml, precision="bf16").look,
@@ -94,14 +95,6 @@ def random_detector(bank: int = BANK) -> Detector:
     whole = Box(x=0, y=0, width=side, height=side)
     calibration_set = calibrate(scan, configuration.geometry, images[-2:], [whole] * 2)
     return Detector("random", scan, calibration_set, data_fingerprint="")
-
-
-def _planned(detector: Detector, precision: Precision) -> Scan | Ensemble:
-    """The detector's scan by torch, its encoder in another precision."""
-    plan = {"inference": InferencePlan(precision=precision)}
-    configuration = detector.scan.configuration.model_copy(update=plan)
-    cpu = torch.device("cpu")
-    return combine([Scan(configuration, member.encoder, member.density, cpu) for member in detector.scan.members])
 
 
 def main() -> None:

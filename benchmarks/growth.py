@@ -23,12 +23,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 from numpy.typing import NDArray
 
-from benchmarks.timing import Timing, interleave, machine
+from benchmarks.machine import machine
 from models.densities import Density, KernelDensityConfiguration, create_density
 from models.densities.kde import Computed
 from models.detector import DetectorConfiguration, Scan
 from models.encoders import Encoder, create_encoder
 from models.geometry import ScanGeometry
+from models.timing import Timing, interleave
 
 BANK_SIZES = (1024, 4096, 16384, 65536)
 CUDA_BANK_SIZES = (4096, 16384, 65536, 262144, 1048576)

@@ -18,13 +18,14 @@ import torch
 from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 from torch import Tensor
 
-from benchmarks.timing import interleave, machine, peak_memory
+from benchmarks.machine import machine, peak_memory
 from models.densities import KernelDensity, KernelDensityConfiguration, paper_gamma
 from models.densities.kernel import LogKernelSum, Precision
 from models.densities.sampled import CONFIDENCE, SampledLogKernelSum, sample_sizes, stratified_rows
 from models.densities.stream import HeldEmbeddings
 from models.geometry import ScanGeometry
 from models.memory import array_bytes
+from models.timing import interleave
 
 SIZES = (10_000, 100_000, 1_000_000)
 DIMENSION, NEIGHBOURS = 512, 32

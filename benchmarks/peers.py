@@ -29,10 +29,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.detectors import load_active, prepare
-from benchmarks.timing import machine, turns
+from benchmarks.machine import machine
 from models.detector import Detector
 from models.device import set_threads
 from models.images import read_image
+from models.timing import turns
 
 WORKER = Path(__file__).with_name("peers_worker.py")
 PEERS = ("padim_resnet18", "patchcore_resnet18", "efficientad_s", "patchcore_wide_resnet50_2")

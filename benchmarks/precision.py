@@ -19,26 +19,18 @@ from scipy.stats import spearmanr
 from benchmarks.compression import KINDS, Setting, areas, fitted, say
 from benchmarks.detectors import load_active
 from benchmarks.embedded import Embedded, find_data, points
-from benchmarks.timing import machine
-from models.detector import Detector, Scan
+from benchmarks.machine import machine
+from models.detector import Detector, by_plan
 from models.device import resolve_device, set_threads
 from models.inference import FLOAT32, InferencePlan
 from training.bootstrap import interval, resampled
 
-BANK = 4096  # embeddings that a detector has by default
+BANK = 4096  # embeddings of the bank
 
 
-def by_plan(detector: Detector, plan: InferencePlan) -> Detector:
-    """A detector's first member by another plan; its density is still of the old one."""
-    member = detector.scan.members[0]
-    configuration = member.configuration.model_copy(update={"inference": plan})
-    made = Detector(
-        detector.category,
-        Scan(configuration, member.encoder, member.density, member.device),
-        detector.calibration_set,
-        data_fingerprint=detector.data_fingerprint,
-        training=detector.training,
-    )
+def planned(detector: Detector, plan: InferencePlan) -> Detector:
+    """A detector's first member by another plan; its density and calibration are still of the old one."""
+    made = detector.rescanned(by_plan(detector.scan.members[0], plan), detector.calibration_set)
     made.manifest = detector.manifest
     return made
 
@@ -54,7 +46,7 @@ def study(
     maps, cells = [], []
     for each in (FLOAT32, plan):
         say(f"{detector.category}: {each.name}")
-        ground = Embedded(by_plan(detector, each), data, folder / each.precision / detector.category, limit, size)
+        ground = Embedded(planned(detector, each), data, folder / each.precision / detector.category, limit, size)
         score_maps = ground.score_maps(fitted(ground, Setting("random", size)).scores)
         counts = resampled(ground.labels)
         cells.append(areas(ground.outcome(score_maps), counts))

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import Timing, interleave, machine, peak_memory
+from benchmarks.machine import machine, peak_memory
 from models.detector import Detector
 from models.images import decode_image
+from models.timing import Timing, interleave
 from models.validity import summarise
 from service.rendering import render_overlay
 

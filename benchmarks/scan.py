@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import interleave, machine
+from benchmarks.machine import machine
 from models.encoders import (
     DensePatchConfiguration,
     Encoder,
@@ -18,6 +18,7 @@ from models.encoders import (
     encode_per_window,
 )
 from models.geometry import ScanGeometry
+from models.timing import interleave
 
 MOST_SECONDS = 60.0  # of the timed runs of each
 

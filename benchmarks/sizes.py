@@ -2,9 +2,8 @@
 
 python -m benchmarks.sizes bottle pill --data DATA --models small/models base/models large/models --out sizes --json
 
-Every store holds detectors of the categories with an encoder of another width. This is the one study that a default was
-chosen by, and it has seen the test images: its figures are no measurement of that default on parts never seen. Each
-line is kept when it is finished: run again, it goes on.
+Every store holds detectors of the categories with an encoder of another width. The study sees the test images: its
+figures do not measure a default that is chosen by it. Each line is kept when it is finished: run again, it goes on.
 """
 
 from __future__ import annotations
@@ -23,17 +22,18 @@ from numpy.typing import NDArray
 from benchmarks.compression import KINDS, Setting, areas, fitted, say
 from benchmarks.detectors import load_active
 from benchmarks.embedded import Embedded, change, find_data, points
-from benchmarks.timing import interleave, machine
+from benchmarks.machine import machine
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.device import resolve_device, set_threads
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.inference import InferencePlan
+from models.timing import interleave
 from training.bootstrap import interval, resampled
 from training.reproduction.report import aligned
 
 PART = 131_072  # windows of the good images that banks are made of
-BANK = 4096  # embeddings that a detector has by default
+BANK = 4096  # embeddings of an exact bank, which all is timed against
 CENTRES = (1024, 2048, 4096)
 DIMENSIONS = (0, 128, 64, 32)
 TOLERATED = 0.5  # points of image and of pixel AUROC

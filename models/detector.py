@@ -174,6 +174,28 @@ def combine(members: Sequence[Scan]) -> Scan | Ensemble:
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
+def by_plan(scan: Scan | Ensemble, plan: InferencePlan) -> Scan | Ensemble:
+    """A scan whose embeddings are computed by another plan, on the densities that it has.
+
+    Raises:
+        InferenceError: the plan does not run here.
+    """
+    configuration = scan.configuration.model_copy(update={"inference": plan})
+    return combine([Scan(configuration, member.encoder, member.density, member.device) for member in scan.members])
+
+
+def configuration_of(manifest: Manifest) -> DetectorConfiguration:
+    """The configuration that a manifest holds; one that was written before there were plans computes in float32.
+
+    Raises:
+        KeyError, ValueError: it holds none that this build reads.
+    """
+    configuration = DetectorConfiguration.model_validate(manifest.configuration["detector"])
+    if "inference" in configuration.model_fields_set:
+        return configuration
+    return configuration.model_copy(update={"inference": FLOAT32})
+
+
 def member_folder(folder: Path, number: int) -> Path:
     """Where member ``number`` of an ensemble is kept: the first in the folder itself, as if it were alone."""
     return folder / f"member_{number}" if number else folder
@@ -249,6 +271,32 @@ class Detector:
             ValueError: as ``Calibration.operating_point``.
         """
         return self.calibration_for(region).operating_point(rate)
+
+    def rescanned(
+        self,
+        scan: Scan | Ensemble,
+        calibration_set: CalibrationSet,
+        *,
+        data_fingerprint: str | None = None,
+        training: dict[str, Any] | None = None,
+    ) -> Self:
+        """A detector of another scan, at the same false-reject rate, not published yet.
+
+        Its test for images of something else stays; a review band is dropped, for it is in other scores.
+
+        Args:
+            calibration_set: by that scan.
+            data_fingerprint, training: its own, where they differ.
+        """
+        return type(self)(
+            self.category,
+            scan,
+            calibration_set,
+            calibration_set.scores.operating_point(self.operating_point.false_reject_rate),
+            validity=self.validity,
+            data_fingerprint=data_fingerprint or self.data_fingerprint,
+            training=training or self.training,
+        )
 
     def predict(self, images: Sequence[NDArray[np.uint8]], operation: Operation | None = None) -> list[Prediction]:
         """Score images.
@@ -368,9 +416,9 @@ class Detector:
         """As ``load``, of a folder that ``verify`` has just given the manifest of."""
         target = resolve_device(device)
         try:
-            configuration = DetectorConfiguration.model_validate(manifest.configuration["detector"])
-            if plan is not None or "inference" not in configuration.model_fields_set:  # written before there were plans
-                configuration = configuration.model_copy(update={"inference": plan or FLOAT32})
+            configuration = configuration_of(manifest)
+            if plan is not None:
+                configuration = configuration.model_copy(update={"inference": plan})
             operating_point = OperatingPoint.model_validate(manifest.configuration["operating_point"])
             members = []
             for number in range(sum(name.endswith(ENCODER_FILE) for name in manifest.files) or 1):

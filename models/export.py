@@ -128,14 +128,7 @@ def in_float32(detector: Detector, operation: Operation) -> tuple[Detector, Oper
     configuration = scan.configuration.model_copy(update={"inference": FLOAT32})
     exact = combine([Scan(configuration, member.encoder, density, scan.device) for member, density in members])
     held = detector.calibration_set
-    made = Detector(
-        detector.category,
-        exact,
-        calibrate(exact, detector.geometry, held.inputs, held.contents),
-        validity=detector.validity,
-        data_fingerprint=detector.data_fingerprint,
-        training=detector.training,
-    )
+    made = detector.rescanned(exact, calibrate(exact, detector.geometry, held.inputs, held.contents))
     made.manifest = detector.manifest
     before = operation.operating_point
     point = made.operating_point_for(before.false_reject_rate, operation.region_of_interest)

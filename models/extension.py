@@ -88,12 +88,9 @@ def extension_steps(
         yield
     calibration_set = _joined(parts, known.inputs)
     extension = {**source, "of_version": detector.version, "images": len(inputs)}
-    return Detector(
-        detector.category,
+    return detector.rescanned(
         scan,
         calibration_set,
-        calibration_set.scores.operating_point(detector.operating_point.false_reject_rate),
-        validity=detector.validity,
         data_fingerprint=digest.hexdigest(),
         training={**detector.training, "extensions": [*detector.training.get("extensions", []), extension]},
     )

@@ -7,20 +7,21 @@ the calibration images, scanned by the new plan, so that the false-reject rate h
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from models.calibration_set import calibrate
-from models.detector import Detector, Ensemble, Scan, combine
+from models.calibration_set import CalibrationSet, calibrate
+from models.detector import Detector, Ensemble, Scan, by_plan
 from models.device import computes_bfloat16
 from models.inference import FLOAT32, Engine, InferenceError, InferencePlan, Precision
+from models.timing import Timing, interleave
 
 NOISE = 1.03  # a plan must be this many times faster than the one that a version has to take its place
 
@@ -74,9 +75,16 @@ def candidates(device: torch.device, *, compiled: bool = False) -> list[Inferenc
     return [InferencePlan(precision=precision, engine=engine) for engine in engines for precision in precisions]
 
 
+class Tried(NamedTuple):
+    """A detector's scan by a plan, and its calibration images as that scan sees them."""
+
+    scan: Scan | Ensemble
+    calibration_set: CalibrationSet
+
+
 def measure(
     detector: Detector, plans: Sequence[InferencePlan], batches: Sequence[int], rounds: int
-) -> tuple[list[Measured], dict[str, str]]:
+) -> tuple[list[Measured], dict[InferencePlan, Tried], dict[str, str]]:
     """Time plans in turns, every other round in the opposite order, and compare their scores with those of float32.
 
     Args:
@@ -84,26 +92,24 @@ def measure(
         rounds: timed runs of each plan and batch.
 
     Returns:
-        What was measured, in the order of ``plans``; and why others could not be, by their names.
+        What was measured, in the order of ``plans``; what was made for it; and why others could not be, by their names.
     """
-    scans: dict[InferencePlan, Scan | Ensemble] = {}
+    tried: dict[InferencePlan, Tried] = {}
     failed: dict[str, str] = {}
     known = detector.calibration_set
-    image_scores, score_maps = {}, {}
     for plan in [FLOAT32, *(plan for plan in plans if plan != FLOAT32)]:
         try:
-            scan = by_plan(detector, plan)
-            found = calibrate(scan, detector.geometry, known.inputs, known.contents)
+            scan = by_plan(detector.scan, plan)
+            tried[plan] = Tried(scan, calibrate(scan, detector.geometry, known.inputs, known.contents))
         except (InferenceError, ValueError) as error:  # such as numbers too large for float16
             failed[plan.name] = str(error)
-            continue
-        scans[plan], image_scores[plan], score_maps[plan] = scan, found.scores.image_scores, found.score_maps
-    timed = [plan for plan in plans if plan in scans]
-    seconds = {batch: _times([scans[plan] for plan in timed], _taken(known.inputs, batch), rounds) for batch in batches}
+    timed = {plan: tried[plan] for plan in plans if plan in tried}
+    timings = {batch: _timings(timed, _taken(known.inputs, batch), rounds) for batch in batches}
+    exact = tried[FLOAT32].calibration_set
     measured = []
-    for number, plan in enumerate(timed):
-        difference = score_maps[plan].astype(np.float64) - score_maps[FLOAT32]
-        of_image = {batch: 1000 * np.array(times[number]) / batch for batch, times in seconds.items()}
+    for plan, (_, found) in timed.items():
+        difference = found.score_maps.astype(np.float64) - exact.score_maps
+        of_image = {batch: 1000 * np.array(times[plan.name].seconds) / batch for batch, times in timings.items()}
         measured.append(
             Measured(
                 plan,
@@ -111,10 +117,10 @@ def measure(
                 {batch: _quartiles(values) for batch, values in of_image.items()},
                 float(np.abs(difference).max()),
                 float(difference.mean()),
-                _rank_correlation(image_scores[plan], image_scores[FLOAT32]),
+                _rank_correlation(found.scores.image_scores, exact.scores.image_scores),
             )
         )
-    return measured, failed
+    return measured, tried, failed
 
 
 def fastest(measured: Sequence[Measured], own: InferencePlan, batch: int) -> InferencePlan:
@@ -124,47 +130,14 @@ def fastest(measured: Sequence[Measured], own: InferencePlan, batch: int) -> Inf
     return own if own in times and times[own] < NOISE * times[best] else best
 
 
-def by_plan(detector: Detector, plan: InferencePlan) -> Scan | Ensemble:
-    """A detector's scan by another plan, on the bank that it has.
-
-    Raises:
-        InferenceError: the plan does not run here.
-    """
-    return combine(
-        [
-            Scan(
-                member.configuration.model_copy(update={"inference": plan}),
-                member.encoder,
-                member.density,
-                member.device,
-            )
-            for member in detector.scan.members
-        ]
-    )
-
-
-def tuned(detector: Detector, plan: InferencePlan, record: Mapping[str, Any]) -> Detector:
-    """A detector that computes by another plan, calibrated anew by it, at the same false-reject rate.
-
-    Its test for images of something else stays; a review band is dropped, for it is in other scores.
+def tuned(detector: Detector, chosen: Tried, record: Mapping[str, Any]) -> Detector:
+    """A detector that computes by a plan that was tried on it, calibrated by it, at the same false-reject rate.
 
     Args:
         record: what was measured, ready for JSON; kept with the detector.
-
-    Raises:
-        InferenceError: the plan does not run here.
     """
-    scan, known = by_plan(detector, plan), detector.calibration_set
-    calibration_set = calibrate(scan, detector.geometry, known.inputs, known.contents)
-    return Detector(
-        detector.category,
-        scan,
-        calibration_set,
-        calibration_set.scores.operating_point(detector.operating_point.false_reject_rate),
-        validity=detector.validity,
-        data_fingerprint=detector.data_fingerprint,
-        training={**detector.training, "tuning": {**record, "of_version": detector.version}},
-    )
+    training = {**detector.training, "tuning": {**record, "of_version": detector.version}}
+    return detector.rescanned(*chosen, training=training)
 
 
 def _taken(inputs: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:
@@ -172,21 +145,9 @@ def _taken(inputs: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:
     return inputs[np.arange(batch) % len(inputs)]
 
 
-def _times(scans: Sequence[Scan | Ensemble], images: NDArray[np.uint8], rounds: int) -> list[list[float]]:
-    """Seconds of every look at a batch, by scan; a look ends on the CPU, so nothing is left to wait for."""
-    for scan in scans:
-        scan.look(images)
-    times: list[list[float]] = [[] for _ in scans]
-    order: list[tuple[Callable[[NDArray[np.uint8]], object], list[float]]] = [
-        (scan.look, taken) for scan, taken in zip(scans, times, strict=True)
-    ]
-    for _ in range(rounds):
-        for look, taken in order:
-            started = time.perf_counter()
-            look(images)
-            taken.append(time.perf_counter() - started)
-        order.reverse()
-    return times
+def _timings(tried: Mapping[InferencePlan, Tried], images: NDArray[np.uint8], rounds: int) -> dict[str, Timing]:
+    """Of looks at a batch, by the plan's name; a look ends on the CPU, so nothing is left to wait for."""
+    return interleave({plan.name: partial(scan.look, images) for plan, (scan, _) in tried.items()}, rounds)
 
 
 def _quartiles(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -13,8 +13,6 @@ from cli.progress import say
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
-
     from models.tuning import Measured
 
 ROUNDS = 15
@@ -47,7 +45,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    from models.detector import Detector, DetectorConfiguration
+    from models.detector import Detector, configuration_of
     from models.device import set_threads
     from models.inference import FLOAT32
     from models.operation import Operations
@@ -62,8 +60,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     # By float32, which runs everywhere, whatever its own plan needs; a version without one is of float32.
     detector = Detector.load(store.folder(options.category, version), options.device, FLOAT32)
     assert detector.manifest is not None
-    settings: Any = detector.manifest.configuration["detector"]
-    own = DetectorConfiguration.model_validate({"inference": FLOAT32.model_dump(), **settings}).inference
+    own = configuration_of(detector.manifest).inference
     device = detector.scan.device
     plans = candidates(device, compiled=options.compile)
     batches = (SINGLE, TOGETHER[device.type])
@@ -71,7 +68,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         f"{options.category}: version {version}, {own.name}; {len(plans)} plans on "
         f"{len(detector.calibration)} calibration images, {device}, {torch.get_num_threads()} threads"
     )
-    measured, failed = measure(detector, [*plans, *({own} - set(plans))], batches, options.rounds)
+    measured, tried, failed = measure(detector, [*plans, *({own} - set(plans))], batches, options.rounds)
     if not measured:
         raise UsageError(f"{options.category}: no plan runs here: {failed}")
     _print(measured, failed, batches)
@@ -97,7 +94,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print(f"{options.category}: the fastest is {chosen.name}; a dry run publishes nothing")
         return result
     record = {name: value for name, value in result.items() if name not in ("category", "version")}
-    made = tuned(detector, chosen, record)
+    made = tuned(detector, tried[chosen], record)
     result["version"] = Operations(store).publish(made, activate=options.activate)
     state = "and active" if options.activate else "and not active: compare the two, then activate it"
     before, after = detector.operating_point.image_threshold, made.operating_point.image_threshold
@@ -106,14 +103,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         f"image threshold {before:.4f} -> {after:.4f}"
     )
     return {**result, "image_threshold": after}
-
-
-def _device_name(device: torch.device) -> str:
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.cpu.get_capabilities()['cpu_name']}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _print(measured: Sequence[Measured], failed: dict[str, str], batches: Sequence[int]) -> None:

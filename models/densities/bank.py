@@ -135,10 +135,8 @@ class BankDensity(Density):
             raise ValueError(f"expected embeddings (n, {self.dimension}), not an array of shape {X.shape}")
         if not np.isfinite(X).all():
             raise ValueError(NOT_FINITE)
-        more, added = (
-            type(self)(self.configuration, self.device),
-            torch.from_numpy(X.astype(np.float32)).to(self.device),
-        )
+        more = type(self)(self.configuration, self.device)
+        added = torch.from_numpy(X.astype(np.float32)).to(self.device)
         old = self._ready_for(added)
         rows = old._rows(added)
         more.bank = Bank.of([old.bank.vectors, rows], len(old.bank) + len(rows), rows.shape[1], self.device)

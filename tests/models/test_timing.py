@@ -1,24 +1,21 @@
-"""Timing in turns: what runs when, what is counted, and what is told of the machine."""
+"""Timing in turns: what runs when, and what is counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
-from benchmarks.timing import LEAST_RUNS, Timing, interleave, machine, peak_memory
-
-MEGABYTE = 2**20
+from models.timing import LEAST_RUNS, Timing, interleave
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Time that passes only when the function returned here is called."""
     now = [0.0]
-    monkeypatch.setattr("benchmarks.timing.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("models.timing.time.perf_counter", lambda: now[0])
 
     def spend(seconds: float) -> None:
         now[0] += seconds
@@ -58,54 +55,9 @@ def test_no_rounds_are_refused() -> None:
         interleave({}, rounds=0)
 
 
-def test_peak_memory_is_that_of_the_call() -> None:
-    held = []
-
-    def touch() -> None:
-        held.append(np.ones(64 * MEGABYTE, np.uint8))
-
-    peak = peak_memory(touch)
-    if peak is None:
-        pytest.skip("this system does not let a process reset its highest memory")
-    assert 60 * MEGABYTE < peak < 200 * MEGABYTE
-
-
-def test_peak_memory_of_a_call_like_one_before() -> None:
-    """In pieces that the allocator keeps when they are freed, and hands out again without asking the system."""
-
-    def touch() -> None:
-        pieces = [np.ones(100_000, np.uint8) for _ in range(500)]
-        barrier.append(np.ones(100_000, np.uint8))  # behind them: the heap does not shrink by itself
-        del pieces
-
-    barrier: list[object] = []
-    touch()
-    peak = peak_memory(touch)
-    if peak is None:
-        pytest.skip("this system does not let a process reset its highest memory")
-    assert peak > 20_000_000
-
-
 @pytest.mark.cuda
 def test_on_a_gpu() -> None:
     device = torch.device("cuda")
     x = torch.rand(4096, 4096, device=device)
     timings = interleave({"large": lambda: x @ x, "small": lambda: x[:64, :64] @ x[:64, :64]}, device=device)
     assert timings["large"].ratio(timings["small"]) > 1  # not the time that a launch takes
-    assert peak_memory(lambda: torch.empty(MEGABYTE, dtype=torch.uint8, device=device), device) == MEGABYTE
-    assert machine(device)["gpu"] == torch.cuda.get_device_name(device)
-
-
-def test_machine() -> None:
-    facts = machine()
-    assert facts["cpu"]
-    assert facts["cores"] >= 1
-    assert facts["threads"] == torch.get_num_threads()
-    assert (facts["torch"], facts["numpy"]) == (torch.__version__, np.__version__)
-    assert facts["load"] >= 0
-    assert "gpu" not in facts
-
-
-def test_a_machine_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert machine()["commit"] is None
