@@ -31,7 +31,7 @@ from models.device import set_threads
 from models.heatmap import peak_window
 from models.images import Placement
 from models.store import ModelStore
-from training.data import load_images, load_mask, open_dataset, split_calibration
+from training.data import load_images, load_mask, open_dataset
 from training.evaluation import shown_pixels
 from training.fit import FitConfiguration, draw_bank
 from training.metrics import RankedPixels, auroc
@@ -60,9 +60,7 @@ def measure(
     scan, size = detector.scan.members[0], detector.geometry.image_size
     fit = FitConfiguration.model_validate(detector.training["fit"])
     resize = scan.configuration.resize
-    fitting, _ = split_calibration(
-        dataset.train, fraction=fit.calibration_fraction, seed=fit.training.seed, group_pattern=fit.group_pattern
-    )
+    fitting, _ = fit.split(dataset.train)
     bank = draw_bank(scan, load_images(fitting, size=size, mode=resize).images, max(bank_sizes), fit.training.seed)
     np.random.default_rng(fit.training.seed).shuffle(bank)
     samples = dataset.test if limit is None else dataset.test[:: -(-len(dataset.test) // limit)]

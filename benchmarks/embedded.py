@@ -28,9 +28,9 @@ from models.detector import Detector
 from models.heatmap import peak_window
 from models.store_files import write_file
 from training.bootstrap import Wins
-from training.data import GOOD, DataError, load_images, load_mask, open_dataset, split_calibration
+from training.data import GOOD, DataError, load_images, load_mask, open_dataset
 from training.evaluation import shown_pixels
-from training.fit import FitConfiguration
+from training.fit import FitConfiguration, WindowStream
 
 MAPS = 16  # upsampled together
 Floats = NDArray[np.float32]
@@ -81,10 +81,7 @@ class Embedded:
         digest = detector.manifest.digest if detector.manifest else None
         self._claim({"detector": digest, "limit": limit, "part": part, **settings})
         dataset = open_dataset(data, detector.category)
-        fit = FitConfiguration.model_validate(detector.training["fit"])
-        fitting, _ = split_calibration(
-            dataset.train, fraction=fit.calibration_fraction, seed=fit.training.seed, group_pattern=fit.group_pattern
-        )
+        fitting, _ = FitConfiguration.model_validate(detector.training["fit"]).split(dataset.train)
         samples = dataset.test if limit is None else dataset.test[:: -(-len(dataset.test) // limit)]
         shown = load_images(
             [sample.path for sample in samples],
@@ -99,9 +96,8 @@ class Embedded:
         if (self.labels & ~self.masks.any(axis=(1, 2))).any():
             raise DataError(f"{dataset.root}: a study of pixels needs the ground truth of every defective image")
         windows = self.geometry.grid_size**2
-        of_each = windows if part is None else min(windows, max(1, round(part / len(fitting))))
-        self.test = self._kept("test", shown.images, windows).reshape(len(samples), windows, -1)
-        self.bank = self._kept("bank", lambda: self._load(fitting), of_each)
+        self.test = self._kept("test", lambda: shown.images).reshape(len(samples), windows, -1)
+        self.bank = self._kept("bank", lambda: self._load(fitting), part)
 
     def _claim(self, identity: dict[str, Any]) -> None:
         path = self.folder / "study.json"
@@ -113,20 +109,16 @@ class Embedded:
     def _load(self, paths: Sequence[Path]) -> NDArray[np.uint8]:
         return load_images(paths, size=self.geometry.image_size, mode=self.scan.configuration.resize).images
 
-    def _kept(self, name: str, images: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]], of_each: int) -> Floats:
-        """Embeddings of ``of_each`` random windows of every image, from disk where they are there already."""
+    def _kept(self, name: str, images: Callable[[], NDArray[np.uint8]], size: int | None = None) -> Floats:
+        """Embeddings of about ``size`` windows of images, or of all, from disk where they are there already."""
         path = self.folder / f"{name}.npy"
         if not path.exists():
-            images = images() if callable(images) else images
-            random = np.random.default_rng(0)
+            stream, row = WindowStream(self.scan, images(), size, seed=0), 0
             partial = path.with_suffix(".partial")
-            shape = (len(images) * of_each, self.scan.encoder.dimension)
-            array = np.lib.format.open_memmap(partial, "w+", np.float32, shape)
-            for number, image in enumerate(images):
-                embeddings = self.scan.embed(image[None]).flatten(0, 2).cpu().numpy()
-                if of_each < len(embeddings):
-                    embeddings = embeddings[random.choice(len(embeddings), of_each, replace=False)]
-                array[number * of_each : (number + 1) * of_each] = embeddings
+            array = np.lib.format.open_memmap(partial, "w+", np.float32, (stream.count, stream.dimension))
+            for embeddings in stream:
+                array[row : row + len(embeddings)] = embeddings.cpu().numpy()
+                row += len(embeddings)
             array.flush()
             partial.rename(path)
         # Copy on write: a tensor may be made of it, and what is on disk stays.

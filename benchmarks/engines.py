@@ -26,7 +26,6 @@ from models.detector import Detector, DetectorConfiguration, Scan, by_plan
 from models.device import set_threads
 from models.encoders import create_encoder
 from models.export import MODELS, export
-from models.geometry import Box
 from models.inference import FLOAT32, InferencePlan
 from models.sessions import OnnxSession, OpenVinoSession
 from models.timing import interleave
@@ -92,8 +91,7 @@ def random_detector(bank: int = BANK) -> Detector:
     scan = Scan(configuration, encoder, density, torch.device("cpu"))
     embeddings = scan.embed(images[:-2]).flatten(0, 2)
     density.fit(embeddings[torch.randperm(len(embeddings))[:bank]].numpy())
-    whole = Box(x=0, y=0, width=side, height=side)
-    calibration_set = calibrate(scan, configuration.geometry, images[-2:], [whole] * 2)
+    calibration_set = calibrate(scan, configuration.geometry, images[-2:], [configuration.geometry.square] * 2)
     return Detector("random", scan, calibration_set, data_fingerprint="")
 
 

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.compression import KINDS, Setting, areas, fitted, say
+from benchmarks.compression import KINDS, Setting, areas, changed, fitted, say
 from benchmarks.detectors import load_active
 from benchmarks.embedded import Embedded, find_data, points
 from benchmarks.machine import machine
 from models.detector import Detector, by_plan
 from models.device import resolve_device, set_threads
 from models.inference import FLOAT32, InferencePlan
-from training.bootstrap import interval, resampled
+from training.bootstrap import resampled
 
 BANK = 4096  # embeddings of the bank
 
@@ -60,14 +60,7 @@ def study(
         "largest_difference": float(np.abs(maps[1] - maps[0]).max()),
         "mean_difference": float((maps[1] - maps[0]).mean()),
     }
-    for kind in KINDS:
-        samples = np.array(after[f"{kind}_samples"]) - np.array(before[f"{kind}_samples"])
-        line |= {
-            f"{kind}_auroc": points(before[kind]),
-            f"{kind}_change": points(after[kind] - before[kind]),
-            f"{kind}_change_interval": [points(bound) for bound in interval(samples)],
-        }
-    return line
+    return line | {f"{kind}_auroc": points(before[kind]) for kind in KINDS} | changed([after], before)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.compression import KINDS, Setting, areas, fitted, say
+from benchmarks.compression import KINDS, Setting, areas, changed, fitted, say
 from benchmarks.detectors import load_active
 from benchmarks.embedded import Embedded, change, find_data, points
 from benchmarks.machine import machine
@@ -29,7 +29,7 @@ from models.device import resolve_device, set_threads
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.inference import InferencePlan
 from models.timing import interleave
-from training.bootstrap import interval, resampled
+from training.bootstrap import resampled
 from training.reproduction.report import aligned
 
 PART = 131_072  # windows of the good images that banks are made of
@@ -118,17 +118,9 @@ def compare(categories: dict[str, dict[Candidate, dict[str, Any]]]) -> list[dict
         line: dict[str, Any] = {"candidate": candidate.title, "largest": candidate == largest, "categories": {}}
         for category, cells in categories.items():
             cell, best = cells[candidate], cells[largest]
-            of_category: dict[str, Any] = {}
-            for kind in KINDS:
-                samples = np.array(cell[f"{kind}_samples"]) - np.array(best[f"{kind}_samples"])
-                low, high = interval(samples)
-                of_category |= {
-                    f"{kind}_auroc": points(cell[kind]),
-                    f"{kind}_change": points(cell[kind] - best[kind]),
-                    f"{kind}_change_interval": [points(low), points(high)],
-                }
-                changes.append(points(cell[kind] - best[kind]))
-                lowest.append(points(low))
+            of_category = {f"{kind}_auroc": points(cell[kind]) for kind in KINDS} | changed([cell], best)
+            changes += [of_category[f"{kind}_change"] for kind in KINDS]
+            lowest += [of_category[f"{kind}_change_interval"][0] for kind in KINDS]
             line["categories"][category] = of_category
         of_all = [cells[candidate] for cells in categories.values()]
         lines.append(

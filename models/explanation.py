@@ -105,8 +105,7 @@ def explain(
     if members[0].encoder.independent_windows:
         shown, score = window, _PeakScore(members, 0, 0)  # the only window of what is shown
     else:
-        side = geometry.image_size
-        shown, score = Box(x=0, y=0, width=side, height=side), _PeakScore(members, *peak)
+        shown, score = geometry.square, _PeakScore(members, *peak)
     area = np.s_[shown.y : shown.y + shown.height, shown.x : shown.x + shown.width]
     pixels = members[0].pixels(placed[area][None])
     baseline_score = None

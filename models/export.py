@@ -25,7 +25,6 @@ from models.artifact import sync_folder, sync_tree
 from models.calibration_set import calibrate
 from models.densities import Density, KernelDensity
 from models.detector import Detector, Scan, combine
-from models.geometry import Box
 from models.graph import INPUT, OUTPUTS, DetectorGraph
 from models.heatmap import peak_window
 from models.inference import FLOAT32
@@ -222,10 +221,8 @@ def check(
 
 def _by_torch(detector: Detector, operation: Operation, images: NDArray[np.uint8]) -> Outcome:
     look = detector.scan.look(images)
-    side = detector.geometry.image_size
-    square = Box(x=0, y=0, width=side, height=side)
     peaks = [
-        score_map[peak_window(score_map, detector.geometry, square, operation.region_of_interest)]
+        score_map[peak_window(score_map, detector.geometry, detector.geometry.square, operation.region_of_interest)]
         for score_map in look.score_maps
     ]
     return Outcome(look.score_maps, np.array(peaks, np.float32), look.anomaly_maps, look.summaries)

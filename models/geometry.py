@@ -58,6 +58,11 @@ class ScanGeometry(BaseModel):
         return self
 
     @property
+    def square(self) -> Box:
+        """The whole input: what an image covers that is not letter-boxed."""
+        return Box(x=0, y=0, width=self.image_size, height=self.image_size)
+
+    @property
     def grid_size(self) -> int:
         """Windows along one side of the image (57 in the paper)."""
         return self.windows(self.image_size)

@@ -10,7 +10,6 @@ from models.densities.traceable import traceable
 from models.detector import Ensemble, Scan
 from models.encoders import Encoder, ResNet18Patch, as_input
 from models.encoders.resnet18_patch import WINDOWS_PER_BATCH
-from models.geometry import Box
 from models.region_of_interest import RegionOfInterest
 
 INPUT = "images"
@@ -40,8 +39,7 @@ class DetectorGraph(nn.Module):
         self.upsample = scan.members[0].upsample
         counted = None
         if region is not None:
-            side = self.geometry.image_size
-            inside = region.windows(self.geometry, Box(x=0, y=0, width=side, height=side))
+            inside = region.windows(self.geometry, self.geometry.square)
             counted = torch.zeros(inside.shape).masked_fill(~torch.from_numpy(inside.copy()), -torch.inf)
         self.register_buffer("counted", counted)  # (h, w): 0 for a window that counts
 

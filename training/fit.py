@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -88,6 +88,16 @@ class FitConfiguration(BaseModel):
                 )
         return self
 
+    def split(self, paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+        """The good images that a detector is fitted on, and those held out for its thresholds.
+
+        Raises:
+            DataError: as ``split_calibration``.
+        """
+        return split_calibration(
+            paths, fraction=self.calibration_fraction, seed=self.training.seed, group_pattern=self.group_pattern
+        )
+
     @property
     def members(self) -> tuple[TrainingConfiguration, ...]:
         """Stage 1 of every member of the ensemble; of one, where it is none."""
@@ -141,12 +151,7 @@ def fit(
         )
     # Now, while the files are as they were read: in hours of training they may change.
     fingerprint = replace(dataset, train=loaded.paths).fingerprint()
-    _, calibration_paths = split_calibration(
-        loaded.paths,
-        fraction=configuration.calibration_fraction,
-        seed=configuration.training.seed,
-        group_pattern=configuration.group_pattern,
-    )
+    _, calibration_paths = configuration.split(loaded.paths)
     chosen = set(calibration_paths)
     held_out = np.array([path in chosen for path in loaded.paths])
     images, calibration_images = loaded.images[~held_out], loaded.images[held_out]

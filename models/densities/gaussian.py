@@ -57,15 +57,18 @@ class _Gaussians(Density):
 
     def scores(self, queries: Tensor) -> Tensor:
         """Log density relative to ``log_peak``: (n, D) -> (n,)."""
-        return torch.cat([self._scores(part.double()) for part in torch.split(queries, QUERY_TILE)]).to(queries.dtype)
+        return torch.cat([self.exact_scores(part.double()) for part in torch.split(queries, QUERY_TILE)]).to(
+            queries.dtype
+        )
 
-    def _scores(self, queries: Tensor) -> Tensor:
+    def exact_scores(self, queries: Tensor) -> Tensor:
+        """``scores`` in float64, all at once: (..., D) -> (...)."""
         distances = [  # squared Mahalanobis distances
-            ((queries - mean) @ whitening).square().sum(dim=1)
+            ((queries - mean) @ whitening).square().sum(dim=-1)
             for mean, whitening in zip(self._means, self._whitening, strict=True)
         ]
         # The weights at the peak sum to 1; rounding can put the logarithm just above 0.
-        return torch.clamp_max((self._peak_log_weights - torch.stack(distances, dim=1) / 2).logsumexp(dim=1), 0)
+        return torch.clamp_max((self._peak_log_weights - torch.stack(distances, dim=-1) / 2).logsumexp(dim=-1), 0)
 
     def _prepare(self, state: Mapping[str, Tensor]) -> None:
         self._means, self._whitening, weights = (

@@ -127,7 +127,7 @@ class KernelDensity(BankDensity):
     def scores(self, queries: Tensor) -> Tensor:
         """Log density up to the kernel's constant: (n, D) -> (n,)."""
         projected, residuals = self.projected(queries)
-        return self._scores(self._log_sum(projected), residuals)
+        return self.scores_of(self._log_sum(projected), residuals)
 
     def scores_with_error(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (n,) of queries (n, D), and how far each may be off at 95 % confidence for having been sampled, (n,).
@@ -140,7 +140,7 @@ class KernelDensity(BankDensity):
             return scores, torch.zeros_like(scores)
         projected, residuals = self.projected(queries)
         log_sums, half_widths = self._log_sum.estimates(projected)
-        return self._scores(log_sums, residuals), half_widths / self.gamma
+        return self.scores_of(log_sums, residuals), half_widths / self.gamma
 
     def in_float32(self) -> Self:
         """The same density, its products in float32."""
@@ -182,7 +182,8 @@ class KernelDensity(BankDensity):
             queries, residuals = self.reduction.of_queries(queries)
         return queries if self._metric is None else queries @ self._metric, residuals
 
-    def _scores(self, log_sums: Tensor, residuals: Tensor | float) -> Tensor:
+    def scores_of(self, log_sums: Tensor, residuals: Tensor | float) -> Tensor:
+        """Scores (...) from the logarithms of the sums of queries that ``projected`` has reduced, (...)."""
         # A mean of kernels is at most 1; rounding can put its logarithm just above 0.
         return torch.clamp_max((log_sums - self._log_samples) / self.gamma - residuals, 0)
 

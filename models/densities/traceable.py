@@ -6,7 +6,6 @@ Here the number of queries of an image is known, and the nearest embeddings are 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -38,7 +37,7 @@ def traceable(density: Density) -> nn.Module:
     if isinstance(density, OneClassSVM):
         return _one_class_svm(density)
     if isinstance(density, GaussianDensity | GaussianMixture):
-        return Gaussians(density)
+        return Then(nn.Identity(), lambda queries: density.exact_scores(queries.double()).float())
     if isinstance(density, NearestNeighbours):
         nearest = NearestDistances(density.bank.vectors, density.configuration.neighbours)
         return Then(nearest, lambda distances: -distances.mean(dim=2))
@@ -123,27 +122,6 @@ class NearestDistances(nn.Module):
         return values.topk(min(self.count, values.shape[2]), dim=2, largest=False).values
 
 
-class Gaussians(nn.Module):
-    """As ``GaussianDensity`` and ``GaussianMixture``, in float64 as they: (B, n, D) -> (B, n)."""
-
-    def __init__(self, density: GaussianDensity | GaussianMixture) -> None:
-        super().__init__()
-        for name in ("means", "whitening", "weights"):
-            self.register_buffer(name, density.state[name].double())
-        log_determinants = self.get_buffer("whitening").diagonal(dim1=1, dim2=2).log().sum(dim=1)
-        peaks = self.get_buffer("weights").log() + log_determinants
-        self.register_buffer("peak_log_weights", peaks.log_softmax(dim=0))
-
-    def forward(self, queries: Tensor) -> Tensor:
-        exact = queries.double()
-        means, whitening = self.get_buffer("means"), self.get_buffer("whitening")
-        distances = [
-            ((exact - means[component]) @ whitening[component]).square().sum(dim=2) for component in range(len(means))
-        ]
-        log_weighted = self.get_buffer("peak_log_weights") - torch.stack(distances, dim=2) / 2
-        return torch.clamp_max(log_weighted.logsumexp(dim=2), 0).float()
-
-
 class Linear(nn.Module):
     """One hyperplane: (B, n, D) -> (B, n)."""
 
@@ -186,12 +164,11 @@ class KernelScores(nn.Module):
 
     def __init__(self, density: KernelDensity, log_sum: nn.Module) -> None:
         super().__init__()
-        self.projected, self.gamma, self.log_samples = density.projected, density.gamma, math.log(density.samples)
-        self.log_sum = log_sum
+        self.projected, self.scores_of, self.log_sum = density.projected, density.scores_of, log_sum
 
     def forward(self, queries: Tensor) -> Tensor:
         projected, residuals = self.projected(queries)
-        return torch.clamp_max((self.log_sum(projected) - self.log_samples) / self.gamma - residuals, 0)
+        return self.scores_of(self.log_sum(projected), residuals)
 
 
 def _one_class_svm(density: OneClassSVM) -> nn.Module:
