@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -95,7 +96,7 @@ class OpenVinoSession:
     def __init__(
         self, model: Path, threads: int | None = None, precision: Precision = "f32", cache: Path | None = None
     ) -> None:
-        core = openvino().Core()
+        core = _core()
         read = core.read_model(model)
         self.facts: dict[str, str] = {}
         if read.has_rt_info([FACTS]):
@@ -138,6 +139,16 @@ def openvino() -> Any:
     if "openvino" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # what Python takes for not installed
     return require("openvino", "openvino")
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's core, one for as long as the process lives.
+
+    Its processor plugin gives the thread that loads it another signal stack, and takes the memory away with the last
+    core, from whatever thread that happens on: the next signal to the first thread would then kill the process.
+    """
+    return openvino().Core()
 
 
 def _outcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -285,6 +286,31 @@ def test_openvino_does_not_report_its_use() -> None:
     """The package that would send it over the network is there, and stays out."""
     openvino()
     assert sys.modules["openvino_telemetry"] is None
+
+
+DROPPED_ELSEWHERE = """
+import faulthandler, signal, sys
+from pathlib import Path
+from threading import Thread
+from models.sessions import OpenVinoSession
+
+faulthandler.enable()  # as pytest does: its signal stack is what OpenVINO replaces
+held = [OpenVinoSession(Path(sys.argv[1]))]
+thread = Thread(target=held.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_a_signal_is_survived_after_a_session_went_in_another_thread(exported: Path) -> None:
+    model = exported / "model.xml"
+    run = subprocess.run([sys.executable, "-c", DROPPED_ELSEWHERE, model], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "interrupted\n"), run.stderr
 
 
 def test_a_density_that_cannot_be_expressed_is_named() -> None:
