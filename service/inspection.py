@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from threading import Event
 from typing import TYPE_CHECKING, Annotated, TypeVar
 from uuid import UUID
 from weakref import WeakKeyDictionary
@@ -46,7 +45,7 @@ Label = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1
 """A sender's id of a part or a lot."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Service:
     """The parts of a running service.
 
@@ -57,7 +56,7 @@ class Service:
         decoding: how long an image takes to be decoded and placed.
         sinks: what takes every inspection, in this order.
         records: the one that records it; None where nothing is recorded.
-        stopping: set when the service was told to stop, and answers only for a little longer.
+        stopping: whether the service was told to stop, and answers only for a little longer.
         explaining: held by the one explanation that is waited for: explanations must not keep scores waiting.
         extending: held while a version is made of another and of reviewed inspections.
     """
@@ -75,7 +74,7 @@ class Service:
     extending: asyncio.Lock = field(default_factory=asyncio.Lock)
     decoding: Pace = field(default_factory=Pace)
     explanations: WeakKeyDictionary[Detector, Pace] = field(default_factory=WeakKeyDictionary)
-    stopping: Event = field(default_factory=Event)
+    stopping: bool = False
 
     @property
     def waiting(self) -> int:

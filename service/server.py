@@ -111,8 +111,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal; a second SIGTERM, or SIGINT, ends the wait."""
-        first = not self._service.stopping.is_set()
-        self._service.stopping.set()
+        # An Event would not do: another signal while this one holds its lock would wait for it for ever.
+        first, self._service.stopping = not self._service.stopping, True
         if sig == signal.SIGTERM and first:
             self._ends_at = time.monotonic() + self._service.settings.drain_s
         else:

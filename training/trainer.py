@@ -362,8 +362,8 @@ def _stop_signal() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
     def on_signal(number: int, frame: object) -> None:
+        restore()  # first: a second signal that came in while the event is being set would wait for ever
         stop.set()
-        restore()
 
     for number in previous:
         signal.signal(number, on_signal)

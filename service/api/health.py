@@ -45,7 +45,7 @@ async def healthz(request: Request, response: Response) -> Health:
 async def readyz(request: Request, response: Response) -> Readiness:
     """200 where every model was tried and at least one has scored a warm-up image; 503 again after SIGTERM."""
     service = service_of(request)
-    stopping = "the service is stopping" if service.stopping.is_set() else None
+    stopping = "the service is stopping" if service.stopping else None
     obstacle = stopping or service.worker.failure() or service.registry.not_ready()
     response.status_code = 200 if obstacle is None else 503
     known = access_of(request).keyring is None  # who asks here may be anybody

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +21,12 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from service.app import create_app
+from service.server import _Server
+from service.settings import load_settings
 from service.telemetry import Telemetry
 from tests.service.support import CATEGORY, encode, is_ready, part, process, wait_until
+from tests.signals import called_again
 
 SCORE = "/v1/categories/{category}/score"
 
@@ -128,6 +133,15 @@ def test_sigterm_ends_by_itself(models: Path, tmp_path: Path) -> None:
         service.send_signal(signal.SIGTERM)
         service.communicate(timeout=60)
     assert service.returncode == 0
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_that_comes_while_another_is_taken_holds_nothing_up(models: Path) -> None:
+    again = 1
+    while again:
+        server = _Server(create_app(load_settings(models=models, records="none")))
+        again = called_again(partial(server.handle_exit, signal.SIGTERM, None), again)
+        assert server._service.stopping
 
 
 def test_a_stall_of_the_event_loop_shows() -> None:

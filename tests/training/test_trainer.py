@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
+from tests.signals import called_again
 from training.pretext import CutPasteConfiguration, DenoisingConfiguration, NoneConfiguration, RotationConfiguration
 from training.trainer import (
     CHECKPOINT_FILE,
@@ -28,6 +29,7 @@ from training.trainer import (
     TrainingError,
     TrainingInterrupted,
     TrainingSettingsError,
+    _stop_signal,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -288,6 +290,19 @@ def _ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_that_comes_while_another_is_taken_holds_nothing_up() -> None:
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        again = 1
+        while again:
+            with _stop_signal() as stop:
+                again = called_again(lambda: signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None), again)  # type: ignore[operator,misc]
+                assert stop.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.usefixtures("_ctrl_c")
