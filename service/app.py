@@ -61,7 +61,9 @@ def create_app(settings: Settings) -> FastAPI:
     telemetry = Telemetry()
     batch_size = settings.batch_size or _BATCH_SIZES[resolve_device(settings.device).type]
     line = Line(batch_size, settings.batch_wait_ms / 1000)
-    worker = Worker(line, hang_s=settings.hang_timeout_s, on_batch=telemetry.batch)
+    worker = Worker(
+        line, hang_s=settings.hang_timeout_s, job_hang_s=settings.job_hang_timeout_s, on_batch=telemetry.batch
+    )
     publishing = open_publishing(settings, telemetry)
     records = open_records(settings, telemetry)
     registry = Registry(ModelStore(settings.models), worker, telemetry, settings)

@@ -120,6 +120,12 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="longest scan of an image on the device; a worker that takes longer counts as hung",
     )
+    job_hang_timeout_s: float = Field(
+        default=600,
+        gt=0,
+        allow_inf_nan=False,
+        description="longest load, explanation or step of an extension on the device; likewise",
+    )
     max_upload_bytes: int = Field(default=64 * 2**20, ge=1, description="largest request body")
     max_pixels: int = Field(default=DEFAULT_MAX_PIXELS, ge=1, description="most pixels of an image")
     records: Path | None = Field(

@@ -43,14 +43,17 @@ class Worker:
 
     Args:
         line: where work waits.
-        hang_s: seconds an image may take on the device; a batch that takes longer counts as hung. Jobs may take any
-            time.
+        hang_s: seconds an image may take on the device; a batch that takes longer counts as hung.
+        job_hang_s: seconds a job may take, likewise.
         on_batch: told the size of every batch and why it was released, on the worker's thread.
     """
 
-    def __init__(self, line: Line, *, hang_s: float, on_batch: Callable[[int, Released], None]) -> None:
+    def __init__(
+        self, line: Line, *, hang_s: float, job_hang_s: float, on_batch: Callable[[int, Released], None]
+    ) -> None:
         self._line = line
         self._hang_s = hang_s
+        self._job_hang_s = job_hang_s
         self._on_batch = on_batch
         self._changed = threading.Condition()  # held where the line or its end changes, so that no work is forgotten
         self._ended: str | None = "the worker has not been started"
@@ -83,10 +86,12 @@ class Worker:
             return self._ended
         if not self._thread.is_alive():
             return "the worker's thread is gone"
-        running, elapsed = self._running, time.monotonic() - self._started_at
-        allowed = self._hang_s * len(running)
-        if running and isinstance(running[0], Image) and elapsed > allowed:
-            return f"the worker hangs: a batch has been running for {elapsed:.0f} s, {allowed:g} s are allowed"
+        if not (running := self._running):
+            return None
+        elapsed = time.monotonic() - self._started_at
+        what, each = ("batch", self._hang_s) if isinstance(running[0], Image) else ("job", self._job_hang_s)
+        if elapsed > (allowed := each * len(running)):
+            return f"the worker hangs: a {what} has been running for {elapsed:.0f} s, {allowed:g} s are allowed"
         return None
 
     def failure(self) -> str | None:

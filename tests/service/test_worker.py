@@ -25,10 +25,19 @@ def own_detector() -> Detector:
 
 
 def make_worker(
-    batches: list[tuple[int, Released]] | None = None, *, batch_size: int = 8, hang_s: float = 60
+    batches: list[tuple[int, Released]] | None = None,
+    *,
+    batch_size: int = 8,
+    hang_s: float = 60,
+    job_hang_s: float = 60,
 ) -> Worker:
     seen = [] if batches is None else batches
-    return Worker(Line(batch_size, 0), hang_s=hang_s, on_batch=lambda size, reason: seen.append((size, reason)))
+    return Worker(
+        Line(batch_size, 0),
+        hang_s=hang_s,
+        job_hang_s=job_hang_s,
+        on_batch=lambda size, reason: seen.append((size, reason)),
+    )
 
 
 @asynccontextmanager
@@ -307,7 +316,7 @@ def test_a_worker_that_dies_while_it_chooses_work_answers_who_waits(own_detector
         raise RuntimeError("nobody foresaw this")
 
     async def main() -> None:
-        worker = Worker(Line(1, 0), hang_s=60, on_batch=fail)
+        worker = Worker(Line(1, 0), hang_s=60, job_hang_s=60, on_batch=fail)
         worker.start()
         gate = Gate()
         job = asyncio.create_task(worker.run(gate))
@@ -323,17 +332,23 @@ def test_a_worker_that_dies_while_it_chooses_work_answers_who_waits(own_detector
     asyncio.run(asyncio.wait_for(main(), 60))
 
 
-def test_a_batch_may_hang_and_a_job_may_not(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_and_a_job_may_take_as_long_as_is_allowed_for_each(
+    own_detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gate = Gate()
     monkeypatch.setattr(Scan, "look", lambda *_: gate())
 
     async def main() -> None:
-        async with running(hang_s=0.01) as worker:
+        async with running(hang_s=0.01) as worker, held(worker):
+            await asyncio.sleep(0.1)
+            assert worker.unavailable() is None
+        async with running(job_hang_s=0.01) as worker:
             async with held(worker):
-                await asyncio.sleep(0.1)
-                assert worker.unavailable() is None
+                await until(lambda: "a job has been running" in (worker.unavailable() or ""))
+            await until(lambda: worker.unavailable() is None)
+        async with running(hang_s=0.01) as worker:
             scan = asyncio.create_task(worker.scan(own_detector, placed(own_detector, 1)[0], soon()))
-            await until(lambda: "hangs" in (worker.unavailable() or ""))
+            await until(lambda: "a batch has been running" in (worker.unavailable() or ""))
             gate.opened.set()
             with pytest.raises((ValueError, TypeError)):  # the gate's answer is no pair of maps
                 await scan
