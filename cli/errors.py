@@ -19,10 +19,10 @@ class UsageError(Exception):
 
 
 class PartlyFailed(Exception):
-    """Some of what a verb had to do failed; the rest was done.
+    """Some of what a verb had to do was not done; the rest was.
 
     Args:
-        message: how much failed.
+        message: how much is left, and why.
         result: the verb's, the failures among it.
         status: the exit status.
     """

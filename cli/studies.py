@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.errors import FAILED, PartlyFailed, UsageError
+from cli.errors import FAILED, INTERRUPTED, PartlyFailed, UsageError
 from cli.options import add_common, positive_integer
 from cli.progress import say, study_bar
 
@@ -95,10 +95,11 @@ def carry_out(study: Study, options: argparse.Namespace, tabulate: Callable[[], 
         tabulate: writes and prints the table; what it returns, ``table`` among it, joins the result.
 
     Raises:
-        PartlyFailed: where a training failed; the others are in the table.
+        PartlyFailed: where a training failed or all were interrupted; what is finished is in the table.
     """
     from models.encoders import create_encoder
     from training.reproduction.workers import run_study
+    from training.trainer import TrainingInterrupted
 
     devices = _devices(options)
     protocol = study.protocol
@@ -112,8 +113,12 @@ def carry_out(study: Study, options: argparse.Namespace, tabulate: Callable[[], 
         trials = study.missing()
         cells = sum(map(len, trials.values()))
         say(f"{cells} figures to measure on {len(trials)} trainings, with {len(devices)} at a time")
+        failures, stopped = [], None
         with study_bar(len(trials)) as bar:
-            failures = run_study(study, devices, options.threads, bar)
+            try:
+                failures = run_study(study, devices, options.threads, bar)
+            except TrainingInterrupted as error:  # what is finished is in the table all the same
+                stopped = str(error)
         result = {
             "folder": str(study.folder),
             **tabulate(),
@@ -122,6 +127,8 @@ def carry_out(study: Study, options: argparse.Namespace, tabulate: Callable[[], 
         left = sum(map(len, study.missing().values()))
     if result["table"]:
         print(f"written to {study.folder}")
+    if stopped is not None:
+        raise PartlyFailed(stopped, result, INTERRUPTED)
     if left:
         reasons = "; ".join(f"{failure.trial.label}: {failure.reason}" for failure in failures)
         raise PartlyFailed(f"{left} figures could not be measured: {reasons or 'workers died'}", result, FAILED)

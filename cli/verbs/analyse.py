@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing, and write the table of all that is there.
 
     Raises:
-        PartlyFailed: where a training failed; the others are in the table.
+        PartlyFailed: where a training failed or all were interrupted; what is finished is in the table.
     """
     from training.analysis import report
     from training.analysis.definitions import ANALYSES, CLASSIFIERS

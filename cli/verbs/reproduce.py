@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing, and write the table of all that is there.
 
     Raises:
-        PartlyFailed: where a training failed; the others are in the table.
+        PartlyFailed: where a training failed or all were interrupted; what is finished is in the table.
     """
     result: dict[str, Any] = options.action(options)
     return result

@@ -141,7 +141,7 @@ def test_a_signal_leaves_what_the_same_command_goes_on_with(fashion: Path, tmp_p
     """Two processes at work, and only the first is told to stop."""
     command: list[str | Path] = [
         PROGRAM, "reproduce", "semantic", "--dataset", "fashion-mnist", "--data", fashion, "--out", tmp_path,
-        "--size", "cpu", "--classes", "0,1", "--methods", "rotation", "--classifiers", "kernel_density",
+        "--size", "cpu", "--classes", "0,1", "--methods", "none,rotation", "--classifiers", "kernel_density",
         "--workers", "2", "--json", *COMPUTE,
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -153,7 +153,13 @@ def test_a_signal_leaves_what_the_same_command_goes_on_with(fashion: Path, tmp_p
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=240)
     assert process.returncode == 130, errors
-    assert "run the same command again" in json.loads(output.splitlines()[-1])["error"]
+    result = json.loads(output.splitlines()[-1])
+    assert "run the same command again" in result["error"]
+    # What was finished, of random weights.
+    assert {(line["subject"], line["method"]) for line in result["table"]} == {
+        ("0", "none"), ("1", "none"), ("mean (2 of 10)", "none"),
+    }  # fmt: skip
+    assert "| none " in (tmp_path / "table.md").read_text()
     assert "Traceback" not in errors
     for log in logs:
         step = torch.load(log.with_name(CHECKPOINT_FILE), weights_only=True)["step"]
