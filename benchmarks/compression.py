@@ -8,14 +8,12 @@ it is finished: run again, it goes on. All densities share the gamma of the whol
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -25,7 +23,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from benchmarks.detectors import load_active
-from benchmarks.embedded import Embedded, Outcome, change, find_data, points
+from benchmarks.embedded import Embedded, Outcome, change, find_data, points, study_parser
 from benchmarks.machine import machine
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.densities.kernel import LogKernelSum, Precision
@@ -38,7 +36,7 @@ from training.reproduction.report import aligned
 
 RANDOM = 2000  # embeddings of the random banks that everything is compared with
 CENTRES = (1024, 2048, 4096, 8192)
-DIMENSIONS = (0, 128, 64, 32)
+DIMENSIONS = (0, 128, 96, 64, 32)
 SEEDS = 5
 KINDS = ("image", "pixel")
 TIMED = 1024  # queries that exact and compressed are timed on, in turns
@@ -252,20 +250,12 @@ def _points(shares: Sequence[float]) -> list[float]:
 
 def main() -> None:
     """Study the active versions of categories."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("categories", nargs="+", metavar="CATEGORY")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of data sets")
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("compression"), help="what is finished (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
+    parser = study_parser(__doc__, "compression")
     parser.add_argument("--part", type=int, help="of all windows about so many in its place, drawn at random")
     parser.add_argument("--precision", choices=get_args(Precision), default="float32", help="of the exact density")
-    parser.add_argument("--centres", type=int, nargs="+", default=CENTRES, help="(default: 1024 2048 4096 8192)")
-    parser.add_argument("--dimensions", type=int, nargs="+", default=DIMENSIONS, help="0: all (default: 0 128 64 32)")
+    parser.add_argument("--centres", type=int, nargs="+", default=CENTRES, help="(default: %(default)s)")
+    parser.add_argument("--dimensions", type=int, nargs="+", default=DIMENSIONS, help="0: all (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="banks of each (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     set_threads(options.threads)
     facts = machine(resolve_device(options.device))

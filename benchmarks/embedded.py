@@ -10,6 +10,7 @@ A study's folder has one folder a category, and may be interrupted at any time:
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -168,6 +169,25 @@ def _gamma(bank: Floats) -> float:
     for part in HeldEmbeddings(torch.from_numpy(bank)):
         streamed.seeing(part)
     return streamed.value()
+
+
+def study_parser(description: str | None, folder: str, **models: Any) -> argparse.ArgumentParser:
+    """The arguments that every study has.
+
+    Args:
+        folder: where it keeps what is finished, if nothing else is said.
+        models: more of ``--models``, as ``add_argument`` takes it.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("categories", nargs="+", metavar="CATEGORY")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of data sets")
+    parser.add_argument("--models", type=Path, required=True, **models)
+    parser.add_argument("--out", type=Path, default=Path(folder), help="what is finished (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    return parser
 
 
 def find_data(folders: Sequence[Path], category: str) -> Path:

@@ -8,7 +8,6 @@ line is kept when it is finished: run again, it goes on.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.compression import KINDS, Setting, areas, changed, fitted, say
 from benchmarks.detectors import load_active
-from benchmarks.embedded import Embedded, find_data, points
+from benchmarks.embedded import Embedded, find_data, points, study_parser
 from benchmarks.machine import machine
 from models.detector import Detector, by_plan
 from models.device import resolve_device, set_threads
@@ -65,16 +64,8 @@ def study(
 
 def main() -> None:
     """Study the active versions of categories."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("categories", nargs="+", metavar="CATEGORY")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of data sets")
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("precision"), help="what is finished (default: %(default)s)")
+    parser = study_parser(__doc__, "precision")
     parser.add_argument("--precision", choices=("bfloat16", "float16"), help="default: what the device computes in")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
     options = parser.parse_args()
     set_threads(options.threads)
     device = resolve_device(options.device)

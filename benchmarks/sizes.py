@@ -8,11 +8,9 @@ figures do not measure a default that is chosen by it. Each line is kept when it
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks.compression import KINDS, Setting, areas, changed, fitted, say
 from benchmarks.detectors import load_active
-from benchmarks.embedded import Embedded, change, find_data, points
+from benchmarks.embedded import Embedded, change, find_data, points, study_parser
 from benchmarks.machine import machine
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.detector import Detector, DetectorConfiguration, Scan
@@ -35,7 +33,7 @@ from training.reproduction.report import aligned
 PART = 131_072  # windows of the good images that banks are made of
 BANK = 4096  # embeddings of an exact bank, which all is timed against
 CENTRES = (1024, 2048, 4096)
-DIMENSIONS = (0, 128, 64, 32)
+DIMENSIONS = (0, 128, 96, 64, 32)
 TOLERATED = 0.5  # points of image and of pixel AUROC
 ROUNDS = 7
 
@@ -166,17 +164,9 @@ def _width(detector: Detector) -> int:
 
 def main() -> None:
     """Study the active versions of categories in several stores."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("categories", nargs="+", metavar="CATEGORY")
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders of data sets")
-    parser.add_argument("--models", type=Path, nargs="+", required=True, help="a store for each width")
-    parser.add_argument("--out", type=Path, default=Path("sizes"), help="what is finished (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="most test images of a category, taken at even distances")
-    parser.add_argument("--centres", type=int, nargs="+", default=CENTRES, help="(default: 1024 2048 4096)")
-    parser.add_argument("--dimensions", type=int, nargs="+", default=DIMENSIONS, help="0: all (default: 0 128 64 32)")
-    parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser = study_parser(__doc__, "sizes", nargs="+", help="a store for each width")
+    parser.add_argument("--centres", type=int, nargs="+", default=CENTRES, help="(default: %(default)s)")
+    parser.add_argument("--dimensions", type=int, nargs="+", default=DIMENSIONS, help="0: all (default: %(default)s)")
     options = parser.parse_args()
     set_threads(options.threads)
     device = resolve_device(options.device)
