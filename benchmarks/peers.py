@@ -30,6 +30,7 @@ import numpy as np
 
 from benchmarks.detectors import load_active, prepare
 from benchmarks.machine import machine
+from models.allocator import keep_freed_memory
 from models.detector import Detector
 from models.device import set_threads
 from models.images import read_image
@@ -67,6 +68,7 @@ def measure(
     Returns:
         Medians of milliseconds an image by name, their ratios to ``REFERENCE`` within rounds, and what was compared.
     """
+    keep_freed_memory()  # as ``plumbline`` does
     set_threads(threads)
     facts = machine()
     originals = [read_image(path) for path in images]

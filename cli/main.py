@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from cli.errors import PartlyFailed, exit_status, sentence
+from models.allocator import keep_freed_memory
 
 # Each is a module of cli.verbs with add_arguments and run, imported only when its verb is called.
 VERBS = {
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser(arguments).parse_args(arguments)
+    keep_freed_memory()
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status, result = _run(options)

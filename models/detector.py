@@ -159,8 +159,15 @@ class Ensemble:
         return self.look(images)[:2]
 
 
-@torch.inference_mode()
 def _look(members: Sequence[Scan], images: NDArray[np.uint8]) -> Look:
+    # A CPU is no faster with several images at once and holds more; and so no score depends on what is beside it.
+    at_once = 1 if members[0].device.type == "cpu" else len(images)
+    parts = [_look_at_once(members, images[start : start + at_once]) for start in range(0, len(images), at_once)]
+    return parts[0] if len(parts) == 1 else Look(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+@torch.inference_mode()
+def _look_at_once(members: Sequence[Scan], images: NDArray[np.uint8]) -> Look:
     first = members[0]
     pixels = first.pixels(images)
     scores, embeddings = zip(*(member.scores_and_embeddings(pixels) for member in members), strict=True)

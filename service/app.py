@@ -48,7 +48,7 @@ from service.shadow import Shadows
 from service.telemetry import Telemetry
 from service.worker import Worker
 
-_BATCH_SIZES = {"cuda": 8, "cpu": 2}
+_BATCH_SIZES = {"cuda": 8, "cpu": 1}
 
 
 def create_app(settings: Settings) -> FastAPI:

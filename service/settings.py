@@ -81,8 +81,8 @@ class Settings(BaseSettings):
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="most images of a category that are scanned together; unset: 8 on a GPU, 2 on a CPU, where more "
-        "are no faster and take memory",
+        description="most images of a category that are scanned together; unset: 8 on a GPU, 1 on a CPU, which "
+        "scans them one after the other all the same",
     )
     batch_wait_ms: float = Field(
         default=0,
