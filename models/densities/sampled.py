@@ -17,7 +17,7 @@ from models.densities.kernel import LogKernelSum, tile_sizes
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.959964  # at 0.975: half of what is left lies on either side
 FEWEST_FREEDOMS = 4.0  # of Student's t: a sum that rests on less is not estimated
-SMALLEST_MEAN = 1e-8  # of a kernel; below it, float32 cannot tell the fourth moments
+PROBE = 512  # embeddings of a sample, the largest of whose kernels is the unit of a query's sums
 GROWTH = 4  # times as many embeddings in the next sample
 LARGEST_SHARE = 4  # a sample is at most a quarter of the bank; beyond it the whole sum costs hardly more
 LISTS, LIST_TRAINING = 256, 64  # lists of the stratification, and embeddings that k-means sees for each
@@ -114,6 +114,7 @@ class _StratifiedSum:
         self._rows = rows.to(centres.device)
         lengths = torch.from_numpy(np.diff(_edges(len(centres), rows.shape[1]))).double()
         self._weights = (lengths / 2).float().to(centres.device)  # what one of the pair stands for
+        self._probe = centres[self._rows[0, :: -(-rows.shape[1] // PROBE)]]
         # The variance of length * mean(pair), drawn without replacement, from one squared difference.
         self._variances = (lengths.square() / 4 * (1 - 2 / lengths)).float().to(centres.device)
 
@@ -121,37 +122,42 @@ class _StratifiedSum:
         query_tile, centre_tile = tile_sizes(queries)
         pairs = centre_tile // 2
         scaled = queries * (2 * self._gamma)
-        offsets = self._gamma * queries.square().sum(dim=1, keepdim=True)
+        # What each query's kernels are counted in: the largest of the probe, so that however far a query is, float32
+        # holds the fourth moments.
+        units = torch.cat([self._logarithms(part, self._probe).amax(dim=1) for part in torch.split(scaled, query_tile)])
         moments = queries.new_zeros(3, len(queries), dtype=torch.float64)
         for start in range(0, self._rows.shape[1], pairs):
             tile = slice(start, start + pairs)
             weights, variances = self._weights[tile], self._variances[tile]
             centres = self._centres[self._rows[:, tile].flatten()]
-            logarithms = -self._gamma * centres.square().sum(dim=1)
-            for part, own, moment in zip(
+            for part, unit, moment in zip(
                 torch.split(scaled, query_tile),
-                torch.split(offsets, query_tile),
+                torch.split(units, query_tile),
                 torch.split(moments, query_tile, dim=1),
                 strict=True,
             ):
-                kernels = torch.addmm(logarithms, part, centres.T).sub_(own).exp_()
+                kernels = self._logarithms(part, centres).sub_(unit[:, None]).exp_()
                 first, second = kernels.chunk(2, dim=1)
                 moment[0] += torch.mv(first, weights)
                 moment[0] += torch.mv(second, weights)
                 squares = first.sub_(second).square_()
                 moment[1] += torch.mv(squares, variances)
                 moment[2] += torch.mv(squares.square_(), variances.square())
-        return _estimates(moments, len(self._centres))
+        return _estimates(moments, units - self._gamma * queries.square().sum(dim=1))
+
+    def _logarithms(self, scaled: Tensor, centres: Tensor) -> Tensor:
+        """(n, m) of kernels, but for the query's own -gamma ||x||^2; of queries times 2 gamma."""
+        return torch.addmm(-self._gamma * centres.square().sum(dim=1), scaled, centres.T)
 
 
-def _estimates(moments: Tensor, count: int) -> Estimates:
-    """From the sums of kernels, of their variances and of those variances' squares (3, n); ``count`` terms in all."""
+def _estimates(moments: Tensor, log_units: Tensor) -> Estimates:
+    """From the sums of kernels, of their variances and of those variances' squares (3, n), in ``exp(log_units)``."""
     totals, variances, fourths = moments
     freedoms = torch.where(variances > 0, variances.square() / fourths, math.inf)
     relative = _student_quantile(freedoms) * variances.sqrt() / totals
-    told = (freedoms >= FEWEST_FREEDOMS) & (relative < 1) & (totals >= SMALLEST_MEAN * count)
+    told = (freedoms >= FEWEST_FREEDOMS) & (relative < 1)
     half_widths = torch.where(told, -torch.log1p(-relative.clamp_max(0.999999)), math.inf)
-    return Estimates(totals.log().float(), half_widths.float())
+    return Estimates((totals.log() + log_units).float(), half_widths.float())
 
 
 def _student_quantile(freedoms: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def test_how_a_query_is_scored_depends_on_no_other(bank: NDArray[np.float32], qu
 
 
 def test_what_a_sample_cannot_tell_is_summed_whole(bank: NDArray[np.float32]) -> None:
-    """Kernels so small that they underflow, and a sum that rests on one embedding."""
+    """Sums that rest on one embedding or a few: of queries so far that all but the nearest underflow, or beside one."""
     far = -20 * bank[:3]
     lonely = np.concatenate([bank, 3 * np.eye(DIMENSION, dtype=np.float32)[:1]])
     Q = np.concatenate([far, lonely[-1:]])
@@ -165,6 +165,17 @@ def test_what_a_sample_cannot_tell_is_summed_whole(bank: NDArray[np.float32]) ->
     refined = estimator(lonely, [SAMPLE], 0, 1e9).estimates(torch.from_numpy(Q))
     assert (refined.half_widths == 0).all()
     np.testing.assert_allclose(refined.log_sums.numpy(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_query_that_is_far_from_all_of_the_bank_is_sampled_too(bank: NDArray[np.float32]) -> None:
+    """In dimensions that the bank has nothing in, where every kernel is below exp(-100)."""
+    beside = np.zeros((len(bank), 1), np.float32)
+    wide, Q = np.hstack([bank, beside]), np.hstack([clusters(50, 1), np.full((50, 1), 5, np.float32)])
+    near = estimator(bank, [SAMPLE], 0, math.inf).estimates(torch.from_numpy(Q[:, :-1].copy()))
+    found = estimator(wide, [SAMPLE], 0, math.inf).estimates(torch.from_numpy(Q))
+    assert found.half_widths.isfinite().sum() == near.half_widths.isfinite().sum() > 40
+    expected = logsumexp(-GAMMA * squared_distances(Q, wide), axis=1)
+    assert (np.abs(found.log_sums.numpy() - expected) <= found.half_widths.numpy()).mean() > 0.85
 
 
 def test_a_gradient_is_that_of_the_whole_sum(bank: NDArray[np.float32], queries: NDArray[np.float32]) -> None:
