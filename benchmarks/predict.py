@@ -98,10 +98,11 @@ def _functions(detector: Detector, files: Sequence[bytes]) -> dict[str, Callable
     inputs = np.stack([pixels for pixels, _ in map(detector.place, images)])
     look = scan.look(inputs)
     predictions = detector.predict(images)
+    parts = np.split(inputs, len(inputs) if scan.device.type == "cpu" else 1)  # as a look takes them
     with torch.inference_mode():
-        pixels = scan.members[0].pixels(inputs)
-        embeddings = [member.embed(inputs).permute(0, 3, 1, 2) for member in scan.members]  # (B, D, h, w)
-        score_maps = torch.from_numpy(look.score_maps).to(scan.device)
+        pixels = [scan.members[0].pixels(part) for part in parts]
+        embeddings = [[each.permute(0, 3, 1, 2) for each in _encode(detector, part)] for part in parts]  # (b, D, h, w)
+        score_maps = torch.from_numpy(look.score_maps).to(scan.device).chunk(len(parts))
 
     def judge() -> None:
         for score_map, anomaly_map, summary, placement in zip(*look, placements, strict=True):
@@ -119,10 +120,12 @@ def _functions(detector: Detector, files: Sequence[bytes]) -> dict[str, Callable
     return {
         "decode": lambda: [decode_image(file) for file in files],
         "place": lambda: [detector.place(image) for image in images],
-        "encode": lambda: _encode(detector, inputs),
-        "density": lambda: _density(detector, pixels, embeddings),
-        "heatmap": lambda: scan.members[0].upsample(score_maps).cpu(),
-        "summarise": lambda: summarise(pixels, torch.cat(embeddings, dim=1)).cpu(),
+        "encode": lambda: [_encode(detector, part) for part in parts],
+        "density": lambda: [_density(detector, *of_part) for of_part in zip(pixels, embeddings, strict=True)],
+        "heatmap": lambda: [scan.members[0].upsample(part).cpu() for part in score_maps],
+        "summarise": lambda: [
+            summarise(of_part, torch.cat(found, dim=1)).cpu() for of_part, found in zip(pixels, embeddings, strict=True)
+        ],
         "judge": judge,
         "draw": draw,
         "look": lambda: scan.look(inputs),

@@ -32,7 +32,7 @@ from models.regions import find_regions, peak_region
 from models.validity import VALIDITY_FILE, Validity, summarise
 
 REGIONS_KEPT = 8  # of interest, whose calibrations a detector keeps; one is in force, others are tried
-IMAGES_PER_SCAN = 8  # scanned together: bounds the memory of a prediction, however many images are asked for
+IMAGES_PER_SCAN = 8  # that a look takes: bounds the memory of a prediction, however many images are asked for
 ENCODER_FILE = "encoder.safetensors"
 
 
@@ -160,10 +160,11 @@ class Ensemble:
 
 
 def _look(members: Sequence[Scan], images: NDArray[np.uint8]) -> Look:
-    # A CPU is no faster with several images at once and holds more; and so no score depends on what is beside it.
-    at_once = 1 if members[0].device.type == "cpu" else len(images)
-    parts = [_look_at_once(members, images[start : start + at_once]) for start in range(0, len(images), at_once)]
-    return parts[0] if len(parts) == 1 else Look(*map(np.concatenate, zip(*parts, strict=True)))
+    if members[0].device.type != "cpu" or len(images) == 1:
+        return _look_at_once(members, images)
+    # Two cores were no faster with several images at once; it takes more memory, and sums round by how many there are.
+    parts = [_look_at_once(members, part[np.newaxis]) for part in images]
+    return Look(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 15
 SINGLE = 1  # images of the batch that decides
-TOGETHER = {"cpu": 8, "cuda": 32}  # and of the one that is measured beside it
+TOGETHER = 32  # and of the one that is measured beside it on a GPU; a CPU scans images one by one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     own = configuration_of(detector.manifest).inference
     device = detector.scan.device
     plans = candidates(device, compiled=options.compile)
-    batches = (SINGLE, TOGETHER[device.type])
+    batches = (SINGLE, TOGETHER) if device.type == "cuda" else (SINGLE,)
     say(
         f"{options.category}: version {version}, {own.name}; {len(plans)} plans on "
         f"{len(detector.calibration)} calibration images, {device}, {torch.get_num_threads()} threads"

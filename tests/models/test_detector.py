@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 from models.artifact import ArtifactError, write_manifest
 from models.densities import KernelDensity, KernelDensityConfiguration
-from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Look, Scan
+from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Look, Scan, _look_at_once
 from models.device import DeviceError
 from models.encoders import (
     DensePatchConfiguration,
@@ -109,6 +109,14 @@ def test_a_batch_of_images_of_many_sizes_is_each_by_itself(configuration: Detect
     images = [part(90 + k, *shape) for k, shape in enumerate(SHAPES)]
     alone = [detector.predict([image])[0] for image in images]
     assert_same(detector.predict(images), alone, 0)
+
+
+@configurations
+def test_images_looked_at_together_as_on_a_gpu_are_each_by_itself(configuration: DetectorConfiguration) -> None:
+    detector = make(configuration)
+    inputs = np.stack([detector.place(part(90 + k, *shape))[0] for k, shape in enumerate(SHAPES)])
+    for together, alone in zip(_look_at_once(detector.scan.members, inputs), detector.scan.look(inputs), strict=True):
+        np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("count", [IMAGES_PER_SCAN, IMAGES_PER_SCAN + 1, 2 * IMAGES_PER_SCAN + 3])
