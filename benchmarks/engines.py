@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.detectors import load_active
 from benchmarks.machine import machine
+from models.allocator import keep_freed_memory
 from models.calibration_set import calibrate
 from models.densities import create_density
 from models.detector import Detector, DetectorConfiguration, Scan, by_plan
@@ -106,6 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     if (options.models is None) != (options.category is None):
         parser.error("--models and --category belong together")
+    keep_freed_memory()  # as ``plumbline`` does
     set_threads(options.threads)
     own = options.models is not None
     detector = load_active(options.models, options.category, "cpu") if own else random_detector()

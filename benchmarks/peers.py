@@ -4,9 +4,9 @@ make peers-env && python -m benchmarks.peers --json
 
 What is compared, on the CPU, batch 1 at 256 x 256 with the same number of threads: theirs from the normalised float
 image to the anomaly map, in inference mode, float32, as anomalib runs them; its resizing and normalising is left out.
-Ours keeps memory that it frees (``models.allocator``), as ``plumbline`` does; theirs has the C library's defaults.
 Ours with all that belongs to it: ``plumbline_default`` is ``Detector.predict``, from the image array to score, verdict,
 regions and heatmap; ``plumbline_default_look`` is ``scan.look`` alone, from the input to score map and heatmap.
+Our process keeps memory that it frees (``models.allocator``), as ``plumbline`` does; theirs not.
 
 Each turn of a model is one call that does not count and the median of three that do, so that a model has its own memory
 in the caches. Their weights are random: time only.

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import machine, peak_memory
-from models.detector import Detector
+from models.detector import Detector, at_once
 from models.images import decode_image
 from models.timing import Timing, interleave
 from models.validity import summarise
@@ -98,7 +98,7 @@ def _functions(detector: Detector, files: Sequence[bytes]) -> dict[str, Callable
     inputs = np.stack([pixels for pixels, _ in map(detector.place, images)])
     look = scan.look(inputs)
     predictions = detector.predict(images)
-    parts = np.split(inputs, len(inputs) if scan.device.type == "cpu" else 1)  # as a look takes them
+    parts = at_once(inputs, scan.device)
     with torch.inference_mode():
         pixels = [scan.members[0].pixels(part) for part in parts]
         embeddings = [[each.permute(0, 3, 1, 2) for each in _encode(detector, part)] for part in parts]  # (b, D, h, w)

@@ -21,6 +21,7 @@ from benchmarks.compression import KINDS, Setting, areas, changed, fitted, say
 from benchmarks.detectors import load_active
 from benchmarks.embedded import Embedded, change, find_data, points, study_parser
 from benchmarks.machine import machine
+from models.allocator import keep_freed_memory
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.detector import Detector, DetectorConfiguration, Scan
 from models.device import resolve_device, set_threads
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("--centres", type=int, nargs="+", default=CENTRES, help="(default: %(default)s)")
     parser.add_argument("--dimensions", type=int, nargs="+", default=DIMENSIONS, help="0: all (default: %(default)s)")
     options = parser.parse_args()
+    keep_freed_memory()  # as ``plumbline`` does
     set_threads(options.threads)
     device = resolve_device(options.device)
     facts = machine(device)

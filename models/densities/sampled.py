@@ -114,7 +114,7 @@ class _StratifiedSum:
         self._rows = rows.to(centres.device)
         lengths = torch.from_numpy(np.diff(_edges(len(centres), rows.shape[1]))).double()
         self._weights = (lengths / 2).float().to(centres.device)  # what one of the pair stands for
-        self._probe = centres[self._rows[0, :: -(-rows.shape[1] // PROBE)]]
+        self._probe = self._rows[0, :: -(-rows.shape[1] // PROBE)]
         # The variance of length * mean(pair), drawn without replacement, from one squared difference.
         self._variances = (lengths.square() / 4 * (1 - 2 / lengths)).float().to(centres.device)
 
@@ -124,19 +124,20 @@ class _StratifiedSum:
         scaled = queries * (2 * self._gamma)
         # What each query's kernels are counted in: the largest of the probe, so that however far a query is, float32
         # holds the fourth moments.
-        units = torch.cat([self._logarithms(part, self._probe).amax(dim=1) for part in torch.split(scaled, query_tile)])
+        probe, heights = self._chosen(self._probe)
+        units = torch.cat([torch.addmm(heights, part, probe.T).amax(dim=1) for part in torch.split(scaled, query_tile)])
         moments = queries.new_zeros(3, len(queries), dtype=torch.float64)
         for start in range(0, self._rows.shape[1], pairs):
             tile = slice(start, start + pairs)
             weights, variances = self._weights[tile], self._variances[tile]
-            centres = self._centres[self._rows[:, tile].flatten()]
+            centres, heights = self._chosen(self._rows[:, tile].flatten())
             for part, unit, moment in zip(
                 torch.split(scaled, query_tile),
                 torch.split(units, query_tile),
                 torch.split(moments, query_tile, dim=1),
                 strict=True,
             ):
-                kernels = self._logarithms(part, centres).sub_(unit[:, None]).exp_()
+                kernels = torch.addmm(heights, part, centres.T).sub_(unit[:, None]).exp_()
                 first, second = kernels.chunk(2, dim=1)
                 moment[0] += torch.mv(first, weights)
                 moment[0] += torch.mv(second, weights)
@@ -145,9 +146,10 @@ class _StratifiedSum:
                 moment[2] += torch.mv(squares.square_(), variances.square())
         return _estimates(moments, units - self._gamma * queries.square().sum(dim=1))
 
-    def _logarithms(self, scaled: Tensor, centres: Tensor) -> Tensor:
-        """(n, m) of kernels, but for the query's own -gamma ||x||^2; of queries times 2 gamma."""
-        return torch.addmm(-self._gamma * centres.square().sum(dim=1), scaled, centres.T)
+    def _chosen(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres (m, D), and their own part of a kernel's logarithm, -gamma ||y||^2 (m,)."""
+        centres = self._centres[rows]
+        return centres, -self._gamma * centres.square().sum(dim=1)
 
 
 def _estimates(moments: Tensor, log_units: Tensor) -> Estimates:
