@@ -27,9 +27,10 @@ STEM = 4  # side of the first convolution; the six 3x3 convolutions after it bri
 class DensePatch(Encoder):
     """Fully convolutional patch encoder: receptive field exactly 32, total stride exactly 4, no padding.
 
-    A stem 4x4 convolution, then two residual blocks at each of jump 1, 2 and 4, each with one 3x3 convolution; the
-    second block of the first two stages strides by 2. Receptive field 1 + 3 + 2 * 2 + 2 * 4 + 2 * 8 = 32. Since nothing
-    is padded, an output depends on its own window alone: ``encoder(image)[..., i, j] == encoder(window(i, j))``.
+    A stem 4x4 convolution, then two residual blocks at each of jump 1, 2 and 4, each with one 3x3 convolution and a 1x1
+    that widens where widths change; the second block of the first two stages strides by 2. Receptive field
+    1 + 3 + 2 * 2 + 2 * 4 + 2 * 8 = 32. Since nothing is padded, an output depends on its own window alone:
+    ``encoder(image)[..., i, j] == encoder(window(i, j))``.
 
     The last stage learns what tells the pretext task's classes apart and forgets the rest: a window that is foreign as
     a whole may look normal to it. The earlier stages have kept what colours and textures there are. So an embedding
@@ -97,7 +98,7 @@ class DensePatch(Encoder):
 
 
 class ValidBlock(nn.Module):
-    """Residual block without padding: 3x3 (strided), 1x1; the shortcut is the input's centre crop.
+    """Residual block without padding: 3x3 (strided), 1x1 to the new width; the shortcut is the input's centre crop.
 
     (B, C, H, W) -> (B, C', (H - 3) // stride + 1, (W - 3) // stride + 1)
     """
@@ -106,10 +107,10 @@ class ValidBlock(nn.Module):
         super().__init__()
         self.stride = stride
         self.residual = nn.Sequential(
-            nn.Conv2d(channels, out_channels, 3, stride=stride, bias=False),
-            nn.BatchNorm2d(out_channels),
+            nn.Conv2d(channels, channels, 3, stride=stride, bias=False),
+            nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(out_channels, out_channels, 1, bias=False),
+            nn.Conv2d(channels, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
         self.shortcut = (
