@@ -37,6 +37,7 @@ TREE_PRODUCTS = 3e5  # it takes about a thousand times as long for each as the o
 CLUSTERS, SPECTRUM = 60, 0.7  # of made-up embeddings; the deviation along axis i falls as i ** -SPECTRUM
 PART, PRODUCT_TILE = 2**13, 2**12
 COVERED = 10_000  # queries whose error bars are checked
+RANKING = 4096  # embeddings whose sum tells which queries are the furthest
 ROUNDING = 1e-5  # of the logarithm of a whole sum, which has no error bar
 PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "cpu": ("float32", "bfloat16"),
@@ -176,7 +177,12 @@ def _product(bank: Tensor, queries: Tensor, precision: Precision) -> Callable[[]
 
 @torch.inference_mode()
 def coverage(
-    study: Path, device: torch.device, draws: int = 20, size: int | None = None, samples: int | None = None
+    study: Path,
+    device: torch.device,
+    draws: int = 20,
+    size: int | None = None,
+    samples: int | None = None,
+    furthest: bool = False,
 ) -> dict[str, Any]:
     """How often the exact score lies within the half-width that the sampled mode states, on real embeddings.
 
@@ -186,6 +192,7 @@ def coverage(
         draws: samples that are drawn independently.
         size: embeddings of the bank, drawn at random; None for all.
         samples: embeddings in the smallest sample; None for the default.
+        furthest: look at the windows of test images that deviate most, and not at random ones.
 
     Returns:
         Over 10,000 queries from test images, good and defective: ``first_sample``, the share covered where the smallest
@@ -193,15 +200,20 @@ def coverage(
         with the shares of queries that a larger sample or the whole sum decided; half-widths and errors of scores.
     """
     random = np.random.default_rng(0)
-    held, test = (np.load(study / f"{name}.npy", mmap_mode="r") for name in ("bank", "test"))
+    held, test = (np.load(study / f"{name}.npy", mmap_mode="c") for name in ("bank", "test"))
     chosen = np.sort(random.choice(len(held), min(size or len(held), len(held)), replace=False))
     bank = torch.from_numpy(held[chosen]).to(device)
-    windows = test.reshape(-1, test.shape[-1])
-    rows = np.sort(random.choice(len(windows), min(COVERED, len(windows)), replace=False))
-    queries = torch.from_numpy(windows[rows]).to(device)
     configuration = KernelDensityConfiguration(mode="sampled", **({} if samples is None else {"samples": samples}))
     gamma = paper_gamma(bank[:: max(1, len(bank) // 100_000)].cpu().numpy())
     whole = LogKernelSum(bank, gamma)
+    windows = test.reshape(-1, test.shape[-1])
+    if furthest:
+        few = LogKernelSum(bank[:: max(1, len(bank) // RANKING)], gamma)
+        parts = [few(torch.from_numpy(windows[row : row + PART]).to(device)) for row in range(0, len(windows), PART)]
+        rows = torch.cat(parts).argsort()[:COVERED].sort().values.cpu().numpy()
+    else:
+        rows = np.sort(random.choice(len(windows), min(COVERED, len(windows)), replace=False))
+    queries = torch.from_numpy(windows[rows]).to(device)
     true, sizes = whole(queries), sample_sizes(configuration.samples, len(bank))
     seen: dict[str, list[Tensor]] = {name: [] for name in ("first", "told", "widths", "refined", "larger", "whole")}
     errors = []

@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a category's folder of embeddings that benchmarks.compression has made: measure instead how often the "
         "error bars of the sampled mode hold; of --sizes, the first is the bank's",
     )
+    kde.add_argument(
+        "--furthest", action="store_true", help="with --study: of the windows of test images that deviate most"
+    )
     kde.add_argument("--draws", type=positive_integer, default=20, help="independent samples (default: %(default)s)")
     kde.add_argument("--samples", type=positive_integer, help="embeddings in the smallest sample")
     detector = parser.add_argument_group("detector, for predict and http")
@@ -99,7 +102,8 @@ def _kde(options: argparse.Namespace) -> dict[str, Any]:
         return measure(device, options.sizes or SIZES, options.repeats or 7)
     if not (options.study / "bank.npy").exists():
         raise UsageError(f"{options.study} holds no bank.npy; name a category's folder of a study (--study)")
-    return coverage(options.study, device, options.draws, options.sizes and options.sizes[0], options.samples)
+    size = options.sizes and options.sizes[0]
+    return coverage(options.study, device, options.draws, size, options.samples, options.furthest)
 
 
 def _predict(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from torch import Tensor
 
 from models.densities.kernel import LogKernelSum, tile_sizes
 
 CONFIDENCE = 0.95
-NORMAL_QUANTILE = 1.959964  # at 0.975: half of what is left lies on either side
-FEWEST_FREEDOMS = 4.0  # of Student's t: a sum that rests on less is not estimated
+FEWEST_EFFECTIVE = 128.0  # embeddings of a sample; a sum that rests on fewer of it is not estimated
 PROBE = 512  # embeddings of a sample, the largest of whose kernels is the unit of a query's sums
 GROWTH = 4  # times as many embeddings in the next sample
 LARGEST_SHARE = 4  # a sample is at most a quarter of the bank; beyond it the whole sum costs hardly more
@@ -43,8 +43,11 @@ class SampledLogKernelSum:
     two are drawn at random, once, the same for all queries. So an estimate is one matrix product over the sample, with
     the squared difference of each pair as its own estimate of the variance within the run. From the variance follows
     the half-width, by Student's t with as many degrees of freedom as the pairs' shares of the variance leave
-    (Satterthwaite, 1946). A query whose half-width is above the tolerance gets the next, larger sample, at last the
-    whole sum; so does one whose gradient is asked for. Estimates are in float32.
+    (Satterthwaite, 1946). A sum that rests on a few embeddings is not estimated: a sample that lacks them does not know
+    it. How many it rests on is their effective number, (sum k)^2 / sum k^2 (Kish, 1965). It is asked for, and not the
+    freedoms, which are many just in the samples that lack those few. A query whose half-width is above the tolerance or
+    not told gets the next, larger sample, at last the whole sum; so does one whose gradient is asked for. Estimates are
+    in float32.
 
     Args:
         centres: the y, (N, D) float32; kept, not copied.
@@ -126,7 +129,7 @@ class _StratifiedSum:
         # holds the fourth moments.
         probe, heights = self._chosen(self._probe)
         units = torch.cat([torch.addmm(heights, part, probe.T).amax(dim=1) for part in torch.split(scaled, query_tile)])
-        moments = queries.new_zeros(3, len(queries), dtype=torch.float64)
+        moments = queries.new_zeros(4, len(queries), dtype=torch.float64)
         for start in range(0, self._rows.shape[1], pairs):
             tile = slice(start, start + pairs)
             weights, variances = self._weights[tile], self._variances[tile]
@@ -141,7 +144,9 @@ class _StratifiedSum:
                 first, second = kernels.chunk(2, dim=1)
                 moment[0] += torch.mv(first, weights)
                 moment[0] += torch.mv(second, weights)
+                moment[3] += 2 * torch.mv(first * second, weights.square())
                 squares = first.sub_(second).square_()
+                moment[3] += torch.mv(squares, weights.square())
                 moment[1] += torch.mv(squares, variances)
                 moment[2] += torch.mv(squares.square_(), variances.square())
         return _estimates(moments, units - self._gamma * queries.square().sum(dim=1))
@@ -153,22 +158,15 @@ class _StratifiedSum:
 
 
 def _estimates(moments: Tensor, log_units: Tensor) -> Estimates:
-    """From the sums of kernels, of their variances and of those variances' squares (3, n), in ``exp(log_units)``."""
-    totals, variances, fourths = moments
+    """From the sums of kernels, of their variances, of those variances' squares and of the kernels' own squares (4, n),
+    in ``exp(log_units)``."""
+    totals, variances, fourths, squares = moments
     freedoms = torch.where(variances > 0, variances.square() / fourths, math.inf)
-    relative = _student_quantile(freedoms) * variances.sqrt() / totals
-    told = (freedoms >= FEWEST_FREEDOMS) & (relative < 1)
+    quantiles = torch.from_numpy(stdtrit(freedoms.cpu().numpy(), (1 + CONFIDENCE) / 2)).to(freedoms.device)
+    relative = quantiles * variances.sqrt() / totals
+    told = (totals.square() >= FEWEST_EFFECTIVE * squares) & (relative < 1)
     half_widths = torch.where(told, -torch.log1p(-relative.clamp_max(0.999999)), math.inf)
     return Estimates((totals.log() + log_units).float(), half_widths.float())
-
-
-def _student_quantile(freedoms: Tensor) -> Tensor:
-    """Student's t at 0.975, by Cornish and Fisher's expansion (Abramowitz and Stegun, 26.7.5): to 0.01 from 4 on."""
-    z = NORMAL_QUANTILE
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedoms + second / freedoms**2 + third / freedoms**3
 
 
 def _edges(count: int, runs: int) -> NDArray[np.int64]:

@@ -71,21 +71,29 @@ def test_made_up_embeddings_are_unit_vectors_and_the_same_each_time() -> None:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    made = embeddings(5000, DIMENSION, CPU).numpy()
-    np.save(tmp_path / "bank.npy", made[:4000])
-    np.save(tmp_path / "test.npy", made[4000:].reshape(10, 100, DIMENSION))
+    made = embeddings(9000, DIMENSION, CPU).numpy()
+    np.save(tmp_path / "bank.npy", made[:8000])
+    np.save(tmp_path / "test.npy", made[8000:].reshape(10, 100, DIMENSION))
     return tmp_path
 
 
 def test_coverage_is_near_the_confidence(study: Path) -> None:
-    found = coverage(study, CPU, draws=5, samples=512)
-    assert (found["embeddings"], found["queries"], found["sizes"]) == (4000, 1000, [512])
+    found = coverage(study, CPU, draws=5, samples=2000)
+    assert (found["embeddings"], found["queries"], found["sizes"]) == (8000, 1000, [2000])
     assert found["first_sample"] > 0.85  # five draws, whose errors go together
     assert found["told"] > 0.5
     assert found["refined"] > 0.85
     assert 0 <= found["by_the_whole_sum"] <= 1
 
 
+def test_the_furthest_windows_can_be_looked_at(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.kde.COVERED", 200)
+    random, furthest = (coverage(study, CPU, draws=5, samples=2000, furthest=furthest) for furthest in (False, True))
+    assert random["queries"] == furthest["queries"] == 200
+    assert furthest["told"] < random["told"]  # their sums rest on fewer embeddings
+    assert furthest["half_widths"][1] > random["half_widths"][1]
+
+
 def test_half_widths_that_are_too_narrow_show(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.densities.sampled.NORMAL_QUANTILE", 0.3)
-    assert coverage(study, CPU, draws=5, samples=512)["first_sample"] < 0.6
+    monkeypatch.setattr("models.densities.sampled.CONFIDENCE", 0.25)
+    assert coverage(study, CPU, draws=5, samples=2000)["first_sample"] < 0.6

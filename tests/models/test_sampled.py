@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.densities.kernel import LogKernelSum
-from models.densities.sampled import SampledLogKernelSum, _student_quantile, sample_sizes, stratified_rows
+from models.densities.sampled import SampledLogKernelSum, _estimates, sample_sizes, stratified_rows
 from tests.models.embeddings import squared_distances
 
 GAMMA = 4.0
@@ -120,10 +120,16 @@ def test_samples_grow_up_to_a_quarter_of_the_bank() -> None:
     assert sample_sizes(1000, 70_000) == [1000, 4000, 16_000]
 
 
-@pytest.mark.parametrize("freedoms", [4.0, 7.5, 100.0, math.inf])
-def test_the_quantile_is_students(freedoms: float) -> None:
-    found = float(_student_quantile(torch.tensor(freedoms, dtype=torch.float64)))
-    assert found == pytest.approx(stats.t.ppf(0.975, freedoms) if math.isfinite(freedoms) else 1.959964, abs=0.01)
+def test_a_half_width_is_students_and_told_where_enough_embeddings_carry_the_sum() -> None:
+    freedoms = torch.tensor([3.0, 30.0, 30.0, math.inf])
+    effective = torch.tensor([129.0, 129.0, 127.0, 129.0])
+    total, variance = 5.0, torch.tensor([0.01, 0.01, 0.01, 0.0])
+    fourths = torch.where(variance > 0, variance**2 / freedoms, 0)
+    moments = torch.stack([torch.full((4,), total), variance, fourths, total**2 / effective]).double()
+    found = _estimates(moments, torch.full((4,), -7.0))
+    np.testing.assert_allclose(found.log_sums, math.log(total) - 7, rtol=1e-6)
+    expected = -np.log1p(-stats.t.ppf(0.975, freedoms[:2]) * 0.1 / total)
+    np.testing.assert_allclose(found.half_widths, [*expected, math.inf, 0], rtol=1e-5)
 
 
 # --- more samples, then the whole sum -------------------------------------------------------------------------------
