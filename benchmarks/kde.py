@@ -195,7 +195,7 @@ def coverage(
         furthest: look at the windows of test images that deviate most, and not at random ones.
 
     Returns:
-        Over 10,000 queries from test images, good and defective: ``first_sample``, the share covered where the smallest
+        Over 10,000 windows of test images, good and defective: ``first_sample``, the share covered where the smallest
         sample tells a half-width (``told``); ``refined``, the share covered of all queries at the default tolerance,
         with the shares of queries that a larger sample or the whole sum decided; half-widths and errors of scores.
     """
@@ -240,6 +240,7 @@ def coverage(
         "dimension": bank.shape[1],
         "gamma": gamma,
         "queries": len(queries),
+        "furthest": furthest,
         "draws": draws,
         "sizes": sizes,
         "tolerance": configuration.tolerance,

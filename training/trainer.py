@@ -175,12 +175,14 @@ class Trainer:
         self.step = 0
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, accuracy since the log's last line
         self._counted = 0  # steps in the sums
+        shapes = [(name, *tensor.shape) for name, tensor in network.state_dict().items()]
         # Everything that must be the same for a resumed run to be the same run.
         self._identity = json.dumps(
             {
                 "training": configuration.model_dump(mode="json", exclude={"checkpoint_seconds", "log_steps"}),
                 "encoder": encoder.model_dump(mode="json"),
                 "geometry": geometry.model_dump(mode="json"),
+                "network": hashlib.sha256(str(shapes).encode()).hexdigest(),
                 "images": [list(images.shape), hashlib.sha256(images.tobytes()).hexdigest()],
                 "device": device.type,
             },

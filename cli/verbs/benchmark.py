@@ -99,6 +99,8 @@ def _kde(options: argparse.Namespace) -> dict[str, Any]:
 
     device = resolve_device(options.device)
     if options.study is None:
+        if options.furthest:
+            raise UsageError("--furthest is of the windows of a study; name its folder (--study)")
         return measure(device, options.sizes or SIZES, options.repeats or 7)
     if not (options.study / "bank.npy").exists():
         raise UsageError(f"{options.study} holds no bank.npy; name a category's folder of a study (--study)")

@@ -58,7 +58,7 @@ class KernelDensityConfiguration(BaseModel):
         gamma: the kernel's inverse width; None takes the paper's from the data that ``fit`` sees.
         precision: of the embeddings in the products of a sum over a whole bank; half of float32's bits take less time
             where the processor multiplies them. A sample is always summed in float32.
-        samples: embeddings in the smallest sample.
+        samples: embeddings in the smallest sample; where sums rest on a part of them, thousands.
         seed: of the samples.
     """
 
@@ -73,7 +73,7 @@ class KernelDensityConfiguration(BaseModel):
     neighbours: int = Field(default=32, ge=1)
     gamma: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     precision: Precision = "float32"
-    samples: int = Field(default=32768, ge=64)
+    samples: int = Field(default=32768, ge=256)
     seed: int = Field(default=0, ge=0)
 
 
@@ -132,6 +132,7 @@ class KernelDensity(BankDensity):
     def scores_with_error(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (n,) of queries (n, D), and how far each may be off at 95 % confidence for having been sampled, (n,).
 
+        The confidence is that of an average over queries; it is lower for those that lie furthest from the bank.
         The second is 0 where nothing was sampled. It tells nothing of rounding, of compression and reduction, whose
         errors are among the facts, nor of another score than the exact.
         """

@@ -134,7 +134,7 @@ class Reduction(NamedTuple):
         if not self.residual:
             return projected, queries.new_zeros(queries.shape[:-1])
         kept, along = projected[..., :-1], projected[..., -1]
-        # ||x - m||^2 = ||x||^2 - ||m||^2 - 2 (x - m).m
+        # ||x - m||^2 = ||x||^2 - ||m||^2 - 2 (x - m).m; the norm is taken without a copy of the squares
         whole = torch.linalg.vector_norm(queries, dim=-1).square() - self.mean.square().sum() - 2 * along
         residuals = (whole - kept.square().sum(dim=-1)).clamp_min(0)
         return F.pad(kept, (0, 1)), residuals

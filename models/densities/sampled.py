@@ -16,7 +16,7 @@ from torch import Tensor
 from models.densities.kernel import LogKernelSum, tile_sizes
 
 CONFIDENCE = 0.95
-FEWEST_EFFECTIVE = 128.0  # embeddings of a sample; a sum that rests on fewer of it is not estimated
+FEWEST_EFFECTIVE = 128.0  # embeddings of a sample; a sum that rests on fewer is not told (docs/results/kde.md)
 PROBE = 512  # embeddings of a sample, the largest of whose kernels is the unit of a query's sums
 GROWTH = 4  # times as many embeddings in the next sample
 LARGEST_SHARE = 4  # a sample is at most a quarter of the bank; beyond it the whole sum costs hardly more
@@ -43,11 +43,13 @@ class SampledLogKernelSum:
     two are drawn at random, once, the same for all queries. So an estimate is one matrix product over the sample, with
     the squared difference of each pair as its own estimate of the variance within the run. From the variance follows
     the half-width, by Student's t with as many degrees of freedom as the pairs' shares of the variance leave
-    (Satterthwaite, 1946). A sum that rests on a few embeddings is not estimated: a sample that lacks them does not know
-    it. How many it rests on is their effective number, (sum k)^2 / sum k^2 (Kish, 1965). It is asked for, and not the
-    freedoms, which are many just in the samples that lack those few. A query whose half-width is above the tolerance or
-    not told gets the next, larger sample, at last the whole sum; so does one whose gradient is asked for. Estimates are
-    in float32.
+    (Satterthwaite, 1946). A sum that rests on few embeddings is not estimated: a sample that lacks them does not know
+    it. How many it rests on is their effective number, (sum k)^2 / sum k^2 (Kish, 1965), which lacking them raises less
+    than it raises the freedoms. A query whose half-width is above the tolerance or not told gets the next, larger
+    sample, at last the whole sum; so does one whose gradient is asked for. Estimates are in float32.
+
+    The confidence is met on average over queries and samples. Of the queries furthest from all embeddings, of which few
+    are estimated, fewer are covered (docs/results/kde.md).
 
     Args:
         centres: the y, (N, D) float32; kept, not copied.

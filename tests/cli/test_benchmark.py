@@ -42,3 +42,4 @@ def test_kernel_densities_are_timed_or_their_error_bars_counted(run: Run, tmp_pa
     assert covered.status == 0
     assert (covered.result["embeddings"], covered.result["draws"]) == (1500, 1)
     run("benchmark", "kde", "--study", str(tmp_path / "none")).assert_refused(2, "bank.npy", "none")
+    run("benchmark", "kde", "--furthest").assert_refused(2, "--furthest", "--study")

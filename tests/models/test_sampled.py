@@ -120,6 +120,21 @@ def test_samples_grow_up_to_a_quarter_of_the_bank() -> None:
     assert sample_sizes(1000, 70_000) == [1000, 4000, 16_000]
 
 
+def test_the_effective_number_is_that_of_the_samples_weighted_kernels(
+    queries: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = clusters(12_001, 3)  # in runs of unequal length
+    [rows] = stratified_rows(torch.from_numpy(bank), [SAMPLE], 0)
+    edges = np.arange(SAMPLE // 2 + 1) * len(bank) // (SAMPLE // 2)
+    terms = np.exp(-GAMMA * squared_distances(queries, bank[rows.flatten()])) * np.tile(np.diff(edges) / 2, 2)
+    effective = terms.sum(axis=1) ** 2 / np.square(terms).sum(axis=1)
+    for threshold in np.quantile(effective, (0.2, 0.5, 0.8)):
+        monkeypatch.setattr("models.densities.sampled.FEWEST_EFFECTIVE", float(threshold))
+        told = estimator(bank, [SAMPLE], 0, math.inf).estimates(torch.from_numpy(queries)).half_widths.isfinite()
+        apart = np.abs(effective / threshold - 1) > 1e-4  # float32 may decide the others either way
+        np.testing.assert_array_equal(told.numpy()[apart], effective[apart] > threshold)
+
+
 def test_a_half_width_is_students_and_told_where_enough_embeddings_carry_the_sum() -> None:
     freedoms = torch.tensor([3.0, 30.0, 30.0, math.inf])
     effective = torch.tensor([129.0, 129.0, 127.0, 129.0])
@@ -241,7 +256,7 @@ def test_a_bank_that_grows_is_sampled_anew(bank: NDArray[np.float32]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"samples": 63}, {"tolerance": 0}, {"tolerance": math.inf}, {"seed": -1}, {"precision": "float64"}]
+    "settings", [{"samples": 255}, {"tolerance": 0}, {"tolerance": math.inf}, {"seed": -1}, {"precision": "float64"}]
 )
 def test_a_wrong_setting_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):

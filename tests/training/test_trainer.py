@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from models.encoders import DensePatchConfiguration
+from models.encoders import DensePatch, DensePatchConfiguration
 from models.geometry import ScanGeometry
 from tests.signals import called_again
 from training.pretext import CutPasteConfiguration, DenoisingConfiguration, NoneConfiguration, RotationConfiguration
@@ -386,6 +386,15 @@ def test_a_run_is_not_resumed_with_another_encoder_or_geometry(tmp_path: Path) -
     for trainer in (wide, larger):
         with pytest.raises(TrainingSettingsError, match="other settings or images"):
             trainer.resume()
+
+
+def test_a_run_is_not_resumed_by_a_build_whose_encoder_of_that_name_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_trainer(tmp_path).save_checkpoint()
+    monkeypatch.setattr("training.trainer.create_encoder", lambda _, geometry: DensePatch(geometry, width=3))
+    with pytest.raises(TrainingSettingsError, match="other settings or images"):
+        make_trainer(tmp_path).resume()
 
 
 def test_how_often_is_logged_and_saved_may_change(tmp_path: Path) -> None:
