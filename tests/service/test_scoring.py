@@ -52,8 +52,8 @@ def test_score_is_the_detectors(client: httpx.Client, detector: Detector) -> Non
 
 
 def test_region_lies_on_the_defect_of_the_original_image(client: httpx.Client) -> None:
-    assert post(client, encode(part(102)))["verdict"] == "good"
-    answer = post(client, encode(part(102, defective=True)))
+    assert post(client, encode(part(103)))["verdict"] == "good"
+    answer = post(client, encode(part(103, defective=True)))
     assert answer["verdict"] == "defective"
     peak, box = answer["regions"][0]["peak"], answer["regions"][0]["box"]
     assert DEFECT.x - 20 <= peak["x"] <= DEFECT.x + DEFECT.width + 20

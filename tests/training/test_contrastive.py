@@ -27,7 +27,7 @@ from training.pretext.contrastive import TRANSFORMS, Transform, info_nce, simila
 GEOMETRY = ScanGeometry()
 SIDE = GEOMETRY.patch_size
 SMALL = {"head_depth": 1, "head_width": 8, "head_outputs": 4}
-WIDTH = 2
+WIDTH = 4
 PLAIN, AUGMENTED = ContrastiveConfiguration(**SMALL), DistributionAugmentedConfiguration(**SMALL)
 every_task = pytest.mark.parametrize("configuration", [PLAIN, AUGMENTED], ids=[PLAIN.name, AUGMENTED.name])
 
@@ -164,7 +164,7 @@ def test_learning_tells_instances_apart(configuration: Any) -> None:
     crops = F.interpolate(coarse, size=SIDE, mode="bilinear")
     torch.manual_seed(0)
     results = []
-    for _ in range(30):
+    for _ in range(60):
         result = task(encoder, crops)
         optimizer.zero_grad()
         result.loss.backward()
