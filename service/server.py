@@ -137,6 +137,9 @@ def _listen(settings: Settings) -> socket.socket:
             f"cannot listen on {settings.host!r} port {settings.port} ({error.strerror}); "
             "set PLUMBLINE_HOST (--host) and PLUMBLINE_PORT (--port) to an address that is free"
         ) from error
+    # asyncio sets it for sockets that say they are TCP's; these do not. Without, the body of an answer on a connection
+    # that is kept waits 40 ms for the receiver to acknowledge its head.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     reachable = not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
     if reachable and settings.keys is None and not settings.allow_anonymous:
         listener.close()

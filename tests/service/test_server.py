@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.app import create_app
-from service.server import _Server
-from service.settings import load_settings
+from service.server import _listen, _Server
+from service.settings import Settings, load_settings
 from service.telemetry import Telemetry
 from tests.service.support import CATEGORY, encode, is_ready, part, process, wait_until
 from tests.signals import called_again
@@ -224,3 +225,10 @@ def test_traces_go_where_the_environment_says(models: Path, tmp_path: Path, coll
             request.start_time_unix_nano - 1e6 <= spans[stage].start_time_unix_nano <= spans[stage].end_time_unix_nano
         )
         assert spans[stage].end_time_unix_nano <= request.end_time_unix_nano + 1e6
+
+
+def test_no_answer_waits_for_an_acknowledgement(tmp_path: Path) -> None:
+    """By Nagle's algorithm (RFC 896) the body of an answer would, on a connection that is kept, until its head is."""
+    with _listen(Settings(models=tmp_path, port=0)) as listener, socket.create_connection(listener.getsockname()):
+        with listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
