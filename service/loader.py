@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -64,6 +65,7 @@ class Loaded:
 
 
 Key = tuple[str, int]
+Result = TypeVar("Result")
 
 
 class Loader:
@@ -96,9 +98,7 @@ class Loader:
         self._measured: dict[Key, tuple[Hashable, int]] = {}
         self._loading: dict[Key, asyncio.Task[Loaded]] = {}
         self._turn = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(
-            1, "loader", initializer=None if settings.threads is None else partial(set_threads, settings.threads)
-        )
+        self._threads = settings.threads
 
     def loaded(self, category: str, version: int) -> Loaded | None:
         """A version if it is in memory."""
@@ -205,7 +205,6 @@ class Loader:
         """Load nothing more."""
         for task in self._loading.values():
             task.cancel()
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _finish(self, key: Key, task: asyncio.Task[Loaded]) -> None:
         del self._loading[key]
@@ -245,7 +244,7 @@ class Loader:
         category, version = key
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        manifest, read = await loop.run_in_executor(self._thread, partial(_read, folder, self._device))
+        manifest, read = await self._apart(partial(_read, folder, self._device))
 
         def warm() -> tuple[Detector, int]:
             detector = read or Detector.restore(folder, manifest, self._device)
@@ -254,7 +253,7 @@ class Loader:
 
         done = await self._worker.run(warm)
         detector, memory = done.value
-        operation = await loop.run_in_executor(self._thread, self._in_force, detector)
+        operation = await self._apart(partial(self._in_force, detector))
         fields = {
             "category": category,
             "version": version,
@@ -264,6 +263,19 @@ class Loader:
         }
         _log.info("model loaded", extra={"fields": fields})
         return Loaded(Served(category, version, detector, operation), stamp, memory)
+
+    async def _apart(self, function: Callable[[], Result]) -> Result:
+        """Run on a thread that ends with it.
+
+        OpenMP keeps a team for every thread that has computed. With more threads in teams than there are cores, libgomp's
+        go to sleep after each of a scan's operations, where they would wait for the next one.
+        """
+        initializer = None if self._threads is None else partial(set_threads, self._threads)
+        pool = ThreadPoolExecutor(1, "loader", initializer)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(pool, function)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _in_force(self, detector: Detector) -> Operation:
         """The operation in force, and its calibration made now rather than with the first image."""

@@ -229,6 +229,9 @@ def test_traces_go_where_the_environment_says(models: Path, tmp_path: Path, coll
 
 def test_no_answer_waits_for_an_acknowledgement(tmp_path: Path) -> None:
     """By Nagle's algorithm (RFC 896) the body of an answer would, on a connection that is kept, until its head is."""
-    with _listen(Settings(models=tmp_path, port=0)) as listener, socket.create_connection(listener.getsockname()):
-        with listener.accept()[0] as accepted:
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with (
+        _listen(Settings(models=tmp_path, port=0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
