@@ -267,8 +267,8 @@ class Loader:
     async def _apart(self, function: Callable[[], Result]) -> Result:
         """Run on a thread that ends with it.
 
-        OpenMP keeps a team for every thread that has computed. With more threads in teams than there are cores, libgomp's
-        go to sleep after each of a scan's operations, where they would wait for the next one.
+        OpenMP keeps a team for every thread that has computed. With more threads in teams than there are cores, those
+        of libgomp go to sleep after each of a scan's operations, where they would wait for the next one.
         """
         initializer = None if self._threads is None else partial(set_threads, self._threads)
         pool = ThreadPoolExecutor(1, "loader", initializer)
