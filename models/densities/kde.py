@@ -58,7 +58,7 @@ class KernelDensityConfiguration(BaseModel):
         gamma: the kernel's inverse width; None takes the paper's from the data that ``fit`` sees.
         precision: of the embeddings in the products of a sum over a whole bank; half of float32's bits take less time
             where the processor multiplies them. A sample is always summed in float32.
-        samples: embeddings in the smallest sample; where sums rest on a part of them, thousands.
+        samples: embeddings in the smallest sample; 128 of them must carry a query's sum, or it gets a larger one.
         seed: of the samples.
     """
 

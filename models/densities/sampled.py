@@ -135,6 +135,7 @@ class _StratifiedSum:
         for start in range(0, self._rows.shape[1], pairs):
             tile = slice(start, start + pairs)
             weights, variances = self._weights[tile], self._variances[tile]
+            square_weights, square_variances = weights.square(), variances.square()
             centres, heights = self._chosen(self._rows[:, tile].flatten())
             for part, unit, moment in zip(
                 torch.split(scaled, query_tile),
@@ -146,11 +147,11 @@ class _StratifiedSum:
                 first, second = kernels.chunk(2, dim=1)
                 moment[0] += torch.mv(first, weights)
                 moment[0] += torch.mv(second, weights)
-                moment[3] += 2 * torch.mv(first * second, weights.square())
+                moment[3] += 2 * torch.mv(first * second, square_weights)
                 squares = first.sub_(second).square_()
-                moment[3] += torch.mv(squares, weights.square())
+                moment[3] += torch.mv(squares, square_weights)
                 moment[1] += torch.mv(squares, variances)
-                moment[2] += torch.mv(squares.square_(), variances.square())
+                moment[2] += torch.mv(squares.square_(), square_variances)
         return _estimates(moments, units - self._gamma * queries.square().sum(dim=1))
 
     def _chosen(self, rows: Tensor) -> tuple[Tensor, Tensor]:
