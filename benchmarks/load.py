@@ -1,20 +1,25 @@
 """The load of the benchmark over HTTP: a process of its own, so that what it costs is told apart from the service.
 
 python -m benchmarks.load reads one ``Load`` as JSON from standard input and prints one ``Outcome``.
+
+On a machine of two cores a client takes from the service what it costs itself, hundreds of times a second: this one
+writes requests that were composed before, and reads of an answer what it needs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from typing import Literal
+from urllib.parse import urlsplit
 
-import httpx
 from pydantic import BaseModel
 
 _SETTLE_S = 60.0
@@ -45,9 +50,11 @@ class Load(BaseModel):
 
 
 class Answer(BaseModel):
-    """One request: when it was due, how long its answer took from then, and what it was; status 0: none came."""
+    """One request: when it was due, how late this client was with it, how long its answer took from when it was due,
+    and what it was; status 0: none came."""
 
     due_s: float
+    late_s: float
     took_s: float
     status: int
     retry_after: bool
@@ -63,40 +70,84 @@ class Outcome(BaseModel):
 
 async def apply(load: Load) -> Outcome:
     """Send a load and wait for every answer."""
-    bodies = [path.read_bytes() for path in load.images]
-    headers = {"Content-Type": "application/octet-stream"}
-    if load.timeout_s is not None:
-        headers["X-Request-Timeout"] = str(load.timeout_s)
+    with closing(Client(load.url, load.timeout_s)) as client:
+        return await _apply(load, client)
+
+
+async def _apply(load: Load, client: Client) -> Outcome:
+    requests = [client.request(path.read_bytes()) for path in load.images]
     answers: list[Answer] = []
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(timeout=_SETTLE_S, limits=limits, headers=headers) as client:
 
-        async def send(due: float) -> int:
-            body = bodies[len(answers) % len(bodies)]
-            status, retry_after = 0, False
-            try:
-                response = await client.post(load.url, content=body)
-                status, retry_after = response.status_code, "retry-after" in response.headers
-            except httpx.HTTPError:
-                pass
-            took = time.monotonic() - due
-            answers.append(Answer(due_s=due - begun, took_s=took, status=status, retry_after=retry_after))
-            return status
+    async def send(due: float) -> int:
+        sent = time.monotonic()
+        status, retry_after = await client.send(requests[len(answers) % len(requests)])
+        answered = time.monotonic()
+        answers.append(
+            Answer(due_s=due - begun, late_s=sent - due, took_s=answered - due, status=status, retry_after=retry_after)
+        )
+        return status
 
-        await send_one_first(client, load.url, bodies[0])
-        begun, cpu = time.monotonic(), _cpu_s()
-        if load.concurrency is not None:
-            await asyncio.gather(*(_one_client(send, begun + load.seconds) for _ in range(load.concurrency)))
+    status, _ = await client.send(requests[0])  # what the first one costs, on either side, is not measured
+    if status != 200:
+        raise RuntimeError(f"{load.url} answered {status or 'nothing'}")
+    begun, cpu = time.monotonic(), _cpu_s()
+    if load.concurrency is not None:
+        await asyncio.gather(*(_one_client(send, begun + load.seconds) for _ in range(load.concurrency)))
+    else:
+        async with asyncio.TaskGroup() as group:
+            async for due in _arrivals(load, begun):
+                group.create_task(send(due))
+    return Outcome(answers=answers, seconds=time.monotonic() - begun, cpu_seconds=_cpu_s() - cpu)
+
+
+class Client:
+    """Posts to one URL over HTTP/1.1 without TLS, on connections that are kept."""
+
+    def __init__(self, url: str, timeout_s: float | None = None) -> None:
+        parts = urlsplit(url)
+        self._address = parts.hostname, parts.port
+        timeout = "" if timeout_s is None else f"X-Request-Timeout: {timeout_s}\r\n"
+        self._head = (
+            f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/octet-stream\r\n{timeout}"
+        )
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    def request(self, body: bytes) -> bytes:
+        """What is to be sent."""
+        return f"{self._head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    async def send(self, request: bytes) -> tuple[int, bool]:
+        """The status of the answer, 0 where none came, and whether it has Retry-After."""
+        writer = None
+        try:
+            async with asyncio.timeout(_SETTLE_S):
+                reader, writer = self._kept() or await asyncio.open_connection(*self._address)
+                writer.write(request)
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                length = re.search(rb"\r\ncontent-length: *(\d+)", head)
+                await reader.readexactly(int(length[1]) if length else 0)
+        except (OSError, EOFError, asyncio.LimitOverrunError):  # a TimeoutError is an OSError
+            if writer is not None:
+                writer.close()
+            return 0, False
+        if b"\r\nconnection: close" in head:
+            writer.close()
         else:
-            async with asyncio.TaskGroup() as group:
-                async for due in _arrivals(load, begun):
-                    group.create_task(send(due))
-        return Outcome(answers=answers, seconds=time.monotonic() - begun, cpu_seconds=_cpu_s() - cpu)
+            self._idle.append((reader, writer))
+        return int(head.split(maxsplit=2)[1]), b"\r\nretry-after:" in head
 
+    def close(self) -> None:
+        """Close what was kept."""
+        while self._idle:
+            self._idle.pop()[1].close()
 
-async def send_one_first(client: httpx.AsyncClient, url: str, body: bytes) -> None:
-    """What the first request costs, on either side, is not measured."""
-    (await client.post(url, content=body)).raise_for_status()
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return None
 
 
 async def _one_client(send: Callable[[float], Awaitable[int]], until: float) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cli.errors import PartlyFailed, exit_status, sentence
 from models.allocator import keep_freed_memory
+from models.openmp import wait_briefly
 
 # Each is a module of cli.verbs with add_arguments and run, imported only when its verb is called.
 VERBS = {
@@ -47,8 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 when the work failed; 2 for wrong arguments or input, even in part; 130 when interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = _parser(arguments).parse_args(arguments)
+    wait_briefly()  # a verb's module imports torch
     keep_freed_memory()
+    options = _parser(arguments).parse_args(arguments)
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status, result = _run(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -25,6 +26,7 @@ from models.geometry import ScanGeometry
 from models.heatmap import GaussianUpsampler, peak_window
 from models.images import Placement, ResizeMode, place_image
 from models.inference import FLOAT32, InferenceError, InferencePlan, embedder, network_of
+from models.lanes import side_by_side
 from models.operation import Operation
 from models.prediction import Prediction, Verdict
 from models.region_of_interest import RegionOfInterest
@@ -160,14 +162,15 @@ class Ensemble:
 
 
 def _look(members: Sequence[Scan], images: NDArray[np.uint8]) -> Look:
-    parts = [_look_at_once(members, part) for part in at_once(images, members[0].device)]
+    parts = side_by_side(partial(_look_at_once, members), at_once(images, members[0].device))
     return parts[0] if len(parts) == 1 else Look(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def at_once(images: NDArray[np.uint8], device: torch.device) -> list[NDArray[np.uint8]]:
     """Inputs (B, S, S, 3) in the parts that a look takes: all together, but on a CPU one by one.
 
-    Two cores were no faster with several at once; it takes more memory, and sums round by how many there are.
+    A CPU is no faster with several in one pass than side by side; and it takes more memory, and sums round by how many
+    there are.
     """
     return list(np.split(images, len(images))) if device.type == "cpu" else [images]
 

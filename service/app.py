@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import metadata
 
+import torch
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
@@ -48,7 +49,8 @@ from service.shadow import Shadows
 from service.telemetry import Telemetry
 from service.worker import Worker
 
-_BATCH_SIZES = {"cuda": 8, "cpu": 1}
+_CUDA_BATCH_SIZE = 8
+_CPU_BATCH_SIZE = 4  # for each thread: they wait for each other once a batch
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -59,8 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     """
     keyring = None if settings.keys is None else Keyring(settings.keys, _seal(settings))
     telemetry = Telemetry()
-    batch_size = settings.batch_size or _BATCH_SIZES[resolve_device(settings.device).type]
-    line = Line(batch_size, settings.batch_wait_ms / 1000)
+    line = Line(settings.batch_size or _batch_size(settings), settings.batch_wait_ms / 1000)
     worker = Worker(
         line, hang_s=settings.hang_timeout_s, job_hang_s=settings.job_hang_timeout_s, on_batch=telemetry.batch
     )
@@ -135,6 +136,12 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(router)
     return app
+
+
+def _batch_size(settings: Settings) -> int:
+    if resolve_device(settings.device).type == "cuda":
+        return _CUDA_BATCH_SIZE
+    return _CPU_BATCH_SIZE * (settings.threads or torch.get_num_threads())
 
 
 def _seal(settings: Settings) -> Seal | None:

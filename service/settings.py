@@ -81,8 +81,8 @@ class Settings(BaseSettings):
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="most images of a category that are scanned together; unset: 8 on a GPU, 1 on a CPU, which "
-        "scans them one after the other all the same",
+        description="most images of a category that are scanned together; unset: 8 on a GPU; 4 for each "
+        "thread of a CPU, where images are scanned side by side and each is answered when it is done",
     )
     batch_wait_ms: float = Field(
         default=0,

@@ -34,7 +34,7 @@ class InspectionQuery(BaseModel):
     lot: Label | None = Field(default=None, description="the sender's id of the lot, for the record")
 
 
-def set_deadline(
+async def set_deadline(
     request: Request,
     timeout_s: Annotated[
         float | None,
@@ -49,6 +49,8 @@ def set_deadline(
     ] = None,
 ) -> None:
     """A dependency of routes that score: leaves the deadline, on the clock of ``time.monotonic``, in ``request.state``.
+
+    It awaits nothing: one that is not ``async`` would cost every request a turn on another thread.
 
     Raises:
         ProblemError: more was asked for than the settings allow.

@@ -1,7 +1,8 @@
-"""The one thread that may touch torch and FAISS.
+"""The one thread that owns the device.
 
-FAISS on a GPU is not safe for two threads even when both only read, and two forward passes at once only fight for the
-same cores; so every scan, explanation and loading is work of this thread.
+FAISS on a GPU is not safe for two threads even when both only read, and passes that each take all cores fight for them;
+so every scan, explanation and loading is work of this thread. On a CPU it has several images scanned side by side, on
+threads that share out the cores.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.detector import Detector
+from models.lanes import abreast, side_by_side
 from service.line import MARGIN, Image, Job, Line, Released, Timed, Work
 from service.pace import Pace
 
@@ -206,11 +208,18 @@ class Worker:
             self._last_error = failure or ""
 
     def _scan(self, images: list[Image]) -> str | None:
-        """Scan a batch; image by image if it fails, so that none has to answer for its neighbours.
+        """Scan a batch, on a CPU image by image, side by side; each is answered when it is done.
 
         Returns:
             Why no image of it could be scanned; None where one could.
         """
+        if images[0].detector.scan.device.type != "cpu":
+            return self._scan_at_once(images)
+        failures = side_by_side(self._scan_at_once, [[image] for image in images])
+        return failures[-1] if all(failures) else None
+
+    def _scan_at_once(self, images: list[Image]) -> str | None:
+        """As ``_scan``, in one pass; image by image if it fails, so that none has to answer for its neighbours."""
         begun = time.monotonic()
         try:
             score_maps, anomaly_maps, summaries = images[0].detector.scan.look(
@@ -222,12 +231,12 @@ class Worker:
             if out_of_memory := _is_out_of_memory(error):
                 torch.cuda.empty_cache()  # nothing where there is no GPU
             if len(images) > 1:
-                failures = [self._scan([image]) for image in images]
+                failures = [self._scan_at_once([image]) for image in images]
                 return failures[-1] if all(failures) else None
             images[0].future.set_exception(DeviceOutOfMemory(str(error)) if out_of_memory else error)
             return f"{type(error).__name__}: {error}"
         for image, *seen in zip(images, score_maps, anomaly_maps, summaries, strict=True):
-            self._answer(image, tuple(seen), begun, len(images))
+            self._answer(image, tuple(seen), begun, len(images) * abreast())
         return None
 
     def _answer(self, work: Work, value: Any, begun: float, shared_by: int = 1) -> None:

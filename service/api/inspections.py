@@ -64,7 +64,7 @@ class InspectionPage(BaseModel):
     next: int | None = Field(default=None, description="the cursor of the page after; none on the last")
 
 
-def _records(request: Request) -> Records:
+async def _records(request: Request) -> Records:
     if (records := service_of(request).records) is None:
         raise ProblemError(RECORDS_OFF, "this service records nothing (PLUMBLINE_RECORDS is 'none')")
     return records

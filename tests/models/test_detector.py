@@ -119,6 +119,19 @@ def test_images_looked_at_together_as_on_a_gpu_are_each_by_itself(configuration:
         np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
 
 
+@configurations
+def test_images_scanned_side_by_side_are_each_by_itself(configuration: DetectorConfiguration) -> None:
+    detector = make(configuration)
+    images = [part(90 + k, *shape) for k, shape in enumerate(SHAPES)]
+    count = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        alone = [detector.predict([image])[0] for image in images]
+        assert_same(detector.predict(images), alone, 1e-6)
+    finally:
+        torch.set_num_threads(count)
+
+
 @pytest.mark.parametrize("count", [IMAGES_PER_SCAN, IMAGES_PER_SCAN + 1, 2 * IMAGES_PER_SCAN + 3])
 def test_many_images_are_scanned_a_few_at_a_time(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = make()

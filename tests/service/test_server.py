@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import re
@@ -23,7 +24,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.app import create_app
-from service.server import _listen, _Server
+from service.server import _listen, _Server, run
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry
 from tests.service.support import CATEGORY, encode, is_ready, part, process, wait_until
@@ -55,6 +56,20 @@ def test_process_serves_logs_json_and_stops(models: Path, tmp_path: Path) -> Non
     assert not any("/readyz" in line.get("path", "") for line in lines)
     assert any(line["message"] == "model loaded" for line in lines)
     assert len(log) < len(data)
+
+
+def test_what_was_imported_is_left_out_of_collections(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = len(gc.get_objects())
+    seen: list[int] = []
+
+    def serve(_: _Server, sockets: list[socket.socket]) -> None:
+        seen.append(gc.get_freeze_count())
+        sockets[0].close()
+
+    monkeypatch.setattr(_Server, "run", serve)
+    run(Settings(models=models, port=0, device="cpu", records="none"))
+    assert seen[0] > 0.9 * imported
+    assert gc.get_freeze_count() == 0
 
 
 def test_documentation_needs_no_internet(client: httpx.Client) -> None:

@@ -235,9 +235,15 @@ def patched(monkeypatch: pytest.MonkeyPatch, fault: Callable[[NDArray[np.uint8]]
     return device
 
 
+def in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the worker scan a batch as on a GPU."""
+    monkeypatch.setattr("service.worker.side_by_side", lambda scan, parts: [scan([one for [one] in parts])])
+
+
 def test_a_batch_that_does_not_fit_is_scanned_image_by_image(
     own_detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    in_one_pass(monkeypatch)
     device = patched(
         monkeypatch, lambda images: torch.OutOfMemoryError("CUDA out of memory.") if len(images) > 1 else None
     )
@@ -252,7 +258,12 @@ def test_a_batch_that_does_not_fit_is_scanned_image_by_image(
     asyncio.run(main())
 
 
-def test_an_image_that_fails_fails_alone(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_an_image_that_fails_fails_alone(
+    own_detector: Detector, monkeypatch: pytest.MonkeyPatch, one_pass: bool
+) -> None:
+    if one_pass:
+        in_one_pass(monkeypatch)
     images = placed(own_detector, 3)
     bad = images[1]
 
@@ -269,6 +280,41 @@ def test_an_image_that_fails_fails_alone(own_detector: Detector, monkeypatch: py
             assert worker.failure() is None
 
     asyncio.run(main())
+
+
+def test_images_side_by_side_are_each_answered_when_done(
+    own_detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = placed(own_detector, 2)
+    slow, look, threads = threading.Event(), Scan.look, set[str]()
+
+    def scan(scan: Scan, pixels: NDArray[np.uint8]) -> Any:
+        threads.add(threading.current_thread().name)
+        if (pixels == images[0]).all():
+            assert slow.wait(60)
+        return look(scan, pixels)
+
+    monkeypatch.setattr(Scan, "look", scan)
+
+    async def main() -> None:
+        async with running() as worker:
+            async with held(worker) as gate:
+                first, second = (asyncio.create_task(worker.scan(own_detector, one, soon())) for one in images)
+                await until(lambda: worker.depth == 2)
+                gate.opened.set()
+                done, _ = await asyncio.wait([first, second], timeout=60, return_when=asyncio.FIRST_COMPLETED)
+                assert done == {second}
+                slow.set()
+                results = [await first, await second]
+            assert threads == {"lane_0", "lane_1"}
+            assert worker.pace(own_detector).typical_s < results[0].ran_s
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        asyncio.run(main())
+    finally:
+        torch.set_num_threads(count)
 
 
 def test_a_device_that_keeps_failing_is_not_healthy_until_it_works(

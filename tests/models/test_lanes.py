@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from models.lanes import abreast, side_by_side
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    count = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(count)
+
+
+def test_as_many_as_torch_has_threads_are_done_at_once_and_the_rest_by_the_caller() -> None:
+    together = threading.Barrier(2)
+
+    def function(number: int) -> tuple[int, str, int, int]:
+        if number < 4:
+            together.wait(60)  # fails unless another one is here too
+        return number, threading.current_thread().name, torch.get_num_threads(), abreast()
+
+    results = side_by_side(function, range(5))
+    assert [number for number, *_ in results] == list(range(5))
+    assert {name for _, name, *_ in results[:4]} == {"lane_0", "lane_1"}
+    assert {facts for *_, threads, width in results[:4] for facts in [(threads, width)]} == {(1, 2)}
+    assert results[4] == (4, threading.current_thread().name, 2, 1)
+
+
+def test_threads_to_come_compute_with_as_many_threads_as_before() -> None:
+    side_by_side(abs, [1, 2])
+    seen: list[int] = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == [torch.get_num_threads()] == [2]
+
+
+def test_what_fails_is_raised_when_the_others_are_done() -> None:
+    done = []
+
+    def function(number: int) -> None:
+        if number in (0, 1):
+            raise ValueError(f"of {number}")
+        done.append(number)
+
+    with pytest.raises(ValueError, match="of 0"):
+        side_by_side(function, range(4))
+    assert sorted(done) == [2, 3]
+    assert side_by_side(abs, [-1, -2]) == [1, 2]
+
+
+@pytest.mark.parametrize(("threads", "count"), [(1, 3), (2, 1), (2, 0)])
+def test_one_thread_or_one_item_needs_no_other_thread(threads: int, count: int) -> None:
+    torch.set_num_threads(threads)
+    here = threading.get_ident()
+    assert side_by_side(lambda _: threading.get_ident(), range(count)) == count * [here]
