@@ -144,7 +144,7 @@ class Client:
     def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         while self._idle:
             reader, writer = self._idle.pop()
-            if not reader.at_eof():
+            if not reader.at_eof() and reader.exception() is None:
                 return reader, writer
             writer.close()
         return None

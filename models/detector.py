@@ -114,6 +114,11 @@ class Scan:
         """The scans whose score maps are averaged: this one alone."""
         return (self,)
 
+    @property
+    def abreast(self) -> bool:
+        """Whether images are looked at side by side: on a CPU, but by what is compiled for one number of threads."""
+        return self.device.type == "cpu" and self.configuration.inference.engine == "torch"
+
     @torch.inference_mode()
     def embed(self, images: NDArray[np.uint8]) -> Tensor:
         """Every window's embedding: (B, S, S, 3) -> (B, h, w, D) unit-norm, on the device."""
@@ -151,6 +156,7 @@ class Ensemble:
         self.members = tuple(members)
         self.configuration = members[0].configuration
         self.device = members[0].device
+        self.abreast = members[0].abreast
 
     def look(self, images: NDArray[np.uint8]) -> Look:
         """As ``Scan.look``."""
@@ -162,8 +168,9 @@ class Ensemble:
 
 
 def _look(members: Sequence[Scan], images: NDArray[np.uint8]) -> Look:
-    parts = side_by_side(partial(_look_at_once, members), at_once(images, members[0].device))
-    return parts[0] if len(parts) == 1 else Look(*map(np.concatenate, zip(*parts, strict=True)))
+    look, parts = partial(_look_at_once, members), at_once(images, members[0].device)
+    looks = side_by_side(look, parts) if members[0].abreast else [look(part) for part in parts]
+    return looks[0] if len(looks) == 1 else Look(*map(np.concatenate, zip(*looks, strict=True)))
 
 
 def at_once(images: NDArray[np.uint8], device: torch.device) -> list[NDArray[np.uint8]]:

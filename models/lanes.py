@@ -6,6 +6,7 @@ cores holds up all of them, some hundred times an image. Images side by side wai
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -26,17 +27,24 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> l
     """``function`` of every item, in their order.
 
     As many at once as torch has threads for the caller; those that are left over one after the other, with all of them.
+    For one caller at a time. When it returns or raises, nothing runs any more.
 
     Args:
         function: works on the CPU, and may run on several threads at once.
 
     Raises:
-        whatever ``function`` raises of the first item for which it does; the others have been done.
+        whatever ``function`` raises of the first item for which it does; what was left over has not been begun.
     """
     count = torch.get_num_threads()
     together = len(items) // count * count if count > 1 else 0
     results = [_lanes(count).run(function, item) for item in items[:together]]
-    wait(results)
+    try:
+        wait(results)
+    except BaseException:  # interrupted: a process that ends while a lane computes is aborted
+        for result in results:
+            result.cancel()
+        wait(results)
+        raise
     return [result.result() for result in results] + [function(item) for item in items[together:]]
 
 
@@ -48,6 +56,9 @@ def abreast() -> int:
 @cache
 def _lanes(count: int) -> _Lanes:
     return _Lanes(count)
+
+
+os.register_at_fork(after_in_child=_lanes.cache_clear)  # a child has none of its parent's threads
 
 
 class _Lanes:
@@ -68,13 +79,14 @@ class _Lanes:
     def _work(self, count: int) -> None:
         _own.abreast = count
         faiss.omp_set_num_threads(1)
+        torch.get_num_threads()  # first: a thread takes over the number for threads to come when it is first asked
         torch.set_num_threads(1)
-        torch.get_num_threads()  # a thread takes over the number for threads to come when it is first asked, not later
         self._begun.wait()
         while True:
             future, function, item = self._queue.get()
-            try:
-                future.set_result(function(item))
-            except BaseException as error:  # it is for who waits
-                future.set_exception(error)
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(item))
+                except BaseException as error:  # it is for who waits
+                    future.set_exception(error)
             del future, function, item  # nothing is held while nothing is done

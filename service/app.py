@@ -50,7 +50,6 @@ from service.telemetry import Telemetry
 from service.worker import Worker
 
 _CUDA_BATCH_SIZE = 8
-_CPU_BATCH_SIZE = 4  # for each thread: they wait for each other once a batch
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -139,9 +138,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _batch_size(settings: Settings) -> int:
+    """What a GPU takes in one pass, or as many as a CPU scans side by side: none waits for its turn in a batch."""
     if resolve_device(settings.device).type == "cuda":
         return _CUDA_BATCH_SIZE
-    return _CPU_BATCH_SIZE * (settings.threads or torch.get_num_threads())
+    return settings.threads or torch.get_num_threads()
 
 
 def _seal(settings: Settings) -> Seal | None:

@@ -37,7 +37,7 @@ class Released(StrEnum):
 
 @dataclass(frozen=True)
 class Timed(Generic[Result]):
-    """A result, the seconds it waited and the seconds it took, those of its whole batch."""
+    """A result, the seconds it waited and the seconds it took, those of all that one pass took with it."""
 
     value: Result
     waited_s: float

@@ -81,8 +81,8 @@ class Settings(BaseSettings):
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="most images of a category that are scanned together; unset: 8 on a GPU; 4 for each "
-        "thread of a CPU, where images are scanned side by side and each is answered when it is done",
+        description="most images of a category that are scanned together; unset: 8 on a GPU; as many "
+        "as there are threads on a CPU, which scans them side by side and answers each when it is done",
     )
     batch_wait_ms: float = Field(
         default=0,

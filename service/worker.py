@@ -45,7 +45,8 @@ class Worker:
 
     Args:
         line: where work waits.
-        hang_s: seconds an image may take on the device; a batch that takes longer counts as hung.
+        hang_s: seconds an image may take on the device, a batch in one pass as many times as much; what takes longer
+            counts as hung.
         job_hang_s: seconds a job may take, likewise.
         on_batch: told the size of every batch and why it was released, on the worker's thread.
     """
@@ -61,6 +62,7 @@ class Worker:
         self._ended: str | None = "the worker has not been started"
         self._running: list[Work] = []
         self._started_at = 0.0
+        self._progressed_at = 0.0  # when what runs began, or the last image of it was done
         self._failures = 0
         self._last_error = ""
         self._paces: WeakKeyDictionary[Detector, Pace] = WeakKeyDictionary()
@@ -90,9 +92,12 @@ class Worker:
             return "the worker's thread is gone"
         if not (running := self._running):
             return None
-        elapsed = time.monotonic() - self._started_at
-        what, each = ("batch", self._hang_s) if isinstance(running[0], Image) else ("job", self._job_hang_s)
-        if elapsed > (allowed := each * len(running)):
+        elapsed = time.monotonic() - self._progressed_at
+        what, allowed = "job", self._job_hang_s
+        if isinstance(first := running[0], Image):
+            together = 1 if first.detector.scan.abreast else len(running)
+            what, allowed = "batch", self._hang_s * together
+        if elapsed > allowed:
             return f"the worker hangs: a {what} has been running for {elapsed:.0f} s, {allowed:g} s are allowed"
         return None
 
@@ -184,7 +189,7 @@ class Worker:
             while self._ended is None:
                 works, reason = self._line.take()
                 if works:
-                    self._started_at = time.monotonic()
+                    self._started_at = self._progressed_at = time.monotonic()
                     self._running = works
                     if reason is not None:
                         self._on_batch(len(works), reason)
@@ -208,15 +213,20 @@ class Worker:
             self._last_error = failure or ""
 
     def _scan(self, images: list[Image]) -> str | None:
-        """Scan a batch, on a CPU image by image, side by side; each is answered when it is done.
+        """Scan a batch, in one pass or side by side; then each image is answered when it is done.
 
         Returns:
             Why no image of it could be scanned; None where one could.
         """
-        if images[0].detector.scan.device.type != "cpu":
+        if not images[0].detector.scan.abreast:
             return self._scan_at_once(images)
-        failures = side_by_side(self._scan_at_once, [[image] for image in images])
+        failures = side_by_side(self._scan_alone, images)
         return failures[-1] if all(failures) else None
+
+    def _scan_alone(self, image: Image) -> str | None:
+        failure = self._scan_at_once([image])
+        self._progressed_at = time.monotonic()
+        return failure
 
     def _scan_at_once(self, images: list[Image]) -> str | None:
         """As ``_scan``, in one pass; image by image if it fails, so that none has to answer for its neighbours."""
@@ -231,7 +241,7 @@ class Worker:
             if out_of_memory := _is_out_of_memory(error):
                 torch.cuda.empty_cache()  # nothing where there is no GPU
             if len(images) > 1:
-                failures = [self._scan_at_once([image]) for image in images]
+                failures = [self._scan_alone(image) for image in images]
                 return failures[-1] if all(failures) else None
             images[0].future.set_exception(DeviceOutOfMemory(str(error)) if out_of_memory else error)
             return f"{type(error).__name__}: {error}"

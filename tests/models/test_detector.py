@@ -25,6 +25,7 @@ from models.heatmap import GaussianUpsampler
 from models.images import ResizeMode, place_image
 from models.prediction import Prediction, Verdict
 from tests.models.detectors import FINGERPRINT, SMALL, detector_of, learn, make, part, point, saved
+from tests.threads import torch_threads
 
 CONFIGURATIONS = {
     "dense_patch": SMALL,
@@ -107,8 +108,9 @@ def test_scores_are_the_slow_definition(configuration: DetectorConfiguration) ->
 def test_a_batch_of_images_of_many_sizes_is_each_by_itself(configuration: DetectorConfiguration) -> None:
     detector = make(configuration)
     images = [part(90 + k, *shape) for k, shape in enumerate(SHAPES)]
-    alone = [detector.predict([image])[0] for image in images]
-    assert_same(detector.predict(images), alone, 0)
+    with torch_threads(1):
+        alone = [detector.predict([image])[0] for image in images]
+        assert_same(detector.predict(images), alone, 0)
 
 
 @configurations
@@ -123,20 +125,17 @@ def test_images_looked_at_together_as_on_a_gpu_are_each_by_itself(configuration:
 def test_images_scanned_side_by_side_are_each_by_itself(configuration: DetectorConfiguration) -> None:
     detector = make(configuration)
     images = [part(90 + k, *shape) for k, shape in enumerate(SHAPES)]
-    count = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         alone = [detector.predict([image])[0] for image in images]
         assert_same(detector.predict(images), alone, 1e-6)
-    finally:
-        torch.set_num_threads(count)
 
 
 @pytest.mark.parametrize("count", [IMAGES_PER_SCAN, IMAGES_PER_SCAN + 1, 2 * IMAGES_PER_SCAN + 3])
 def test_many_images_are_scanned_a_few_at_a_time(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = make()
     images = [part(90 + k, 60, 40 + k) for k in range(count)]
-    alone = [detector.predict([image])[0] for image in images]
+    with torch_threads(1):
+        alone = [detector.predict([image])[0] for image in images]
     batches: list[int] = []
     look = Scan.look
 
@@ -145,7 +144,8 @@ def test_many_images_are_scanned_a_few_at_a_time(count: int, monkeypatch: pytest
         return look(scan, inputs)
 
     monkeypatch.setattr(Scan, "look", counting)
-    assert_same(detector.predict(images), alone, 0)
+    with torch_threads(1):
+        assert_same(detector.predict(images), alone, 0)
     assert sum(batches) == count
     assert max(batches) <= IMAGES_PER_SCAN
 

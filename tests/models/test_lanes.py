@@ -1,20 +1,23 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from models.lanes import abreast, side_by_side
+from models.lanes import _lanes, abreast, side_by_side
+from tests.threads import torch_threads
 
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(count)
+    _lanes.cache_clear()
+    with torch_threads(2):
+        yield
 
 
 def test_as_many_as_torch_has_threads_are_done_at_once_and_the_rest_by_the_caller() -> None:
@@ -57,6 +60,38 @@ def test_what_fails_is_raised_when_the_others_are_done() -> None:
 
 @pytest.mark.parametrize(("threads", "count"), [(1, 3), (2, 1), (2, 0)])
 def test_one_thread_or_one_item_needs_no_other_thread(threads: int, count: int) -> None:
-    torch.set_num_threads(threads)
     here = threading.get_ident()
-    assert side_by_side(lambda _: threading.get_ident(), range(count)) == count * [here]
+    with torch_threads(threads):
+        assert side_by_side(lambda _: threading.get_ident(), range(count)) == count * [here]
+
+
+# Two lanes have work for some seconds; two more items wait.
+PROGRAM = """
+import os
+import torch
+from models.lanes import side_by_side
+
+torch.set_num_threads(2)
+matrix = torch.ones(1000, 1000)
+
+def work(number):
+    os.write(1, f"begun {number}\\n".encode())  # whole, beside the other lane's
+    for _ in range(40 if number < 2 else 1):
+        matrix @ matrix @ matrix @ matrix
+
+side_by_side(work, range(4))
+"""
+
+
+def test_an_interrupt_ends_the_process_when_the_lanes_have_stopped() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        begun = {process.stdout.readline().strip() for _ in range(2)}
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=300)
+    assert begun == {"begun 0", "begun 1"}
+    assert "KeyboardInterrupt" in errors
+    assert process.returncode in (-signal.SIGINT, 130)  # not aborted
+    assert rest == ""

@@ -17,6 +17,7 @@ from service.line import DeadlineUnmet, Line, Released
 from service.pace import Pace
 from service.worker import DeviceOutOfMemory, Worker, WorkerUnavailable
 from tests.service.support import make_detector, part, wait_until
+from tests.threads import torch_threads
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,7 @@ def patched(monkeypatch: pytest.MonkeyPatch, fault: Callable[[NDArray[np.uint8]]
 
 def in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the worker scan a batch as on a GPU."""
-    monkeypatch.setattr("service.worker.side_by_side", lambda scan, parts: [scan([one for [one] in parts])])
+    monkeypatch.setattr(Scan, "abreast", False)
 
 
 def test_a_batch_that_does_not_fit_is_scanned_image_by_image(
@@ -258,11 +259,9 @@ def test_a_batch_that_does_not_fit_is_scanned_image_by_image(
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("one_pass", [True, False])
-def test_an_image_that_fails_fails_alone(
-    own_detector: Detector, monkeypatch: pytest.MonkeyPatch, one_pass: bool
-) -> None:
-    if one_pass:
+@pytest.mark.parametrize("how", ["in one pass", "one by one", "side by side"])
+def test_an_image_that_fails_fails_alone(own_detector: Detector, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    if how == "in one pass":
         in_one_pass(monkeypatch)
     images = placed(own_detector, 3)
     bad = images[1]
@@ -279,7 +278,8 @@ def test_an_image_that_fails_fails_alone(
             assert first.value[0].shape == third.value[0].shape
             assert worker.failure() is None
 
-    asyncio.run(main())
+    with torch_threads(3 if how == "side by side" else 1):
+        asyncio.run(main())
 
 
 def test_images_side_by_side_are_each_answered_when_done(
@@ -307,14 +307,35 @@ def test_images_side_by_side_are_each_answered_when_done(
                 slow.set()
                 results = [await first, await second]
             assert threads == {"lane_0", "lane_1"}
-            assert worker.pace(own_detector).typical_s < results[0].ran_s
+            assert worker.pace(own_detector).fastest_s == min(result.ran_s for result in results) / 2
 
-    count = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with torch_threads(2):
         asyncio.run(main())
-    finally:
-        torch.set_num_threads(count)
+
+
+def test_an_image_that_hangs_beside_others_is_noticed_when_they_are_done(
+    own_detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = placed(own_detector, 2)
+    stuck, look = threading.Event(), Scan.look
+
+    def scan(scan: Scan, pixels: NDArray[np.uint8]) -> Any:
+        if (pixels == images[0]).all():
+            assert stuck.wait(60)
+        return look(scan, pixels)
+
+    monkeypatch.setattr(Scan, "look", scan)
+
+    async def main() -> None:
+        async with running(hang_s=2) as worker:
+            scans = asyncio.create_task(scan_together(worker, own_detector, images))
+            await until(lambda: worker.unavailable() is not None)
+            assert "2 s are allowed" in (worker.unavailable() or "")
+            stuck.set()
+            await scans
+
+    with torch_threads(2):
+        asyncio.run(main())
 
 
 def test_a_device_that_keeps_failing_is_not_healthy_until_it_works(
