@@ -59,6 +59,7 @@ def test_process_serves_logs_json_and_stops(models: Path, tmp_path: Path) -> Non
 
 
 def test_what_was_imported_is_left_out_of_collections(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.collect()
     imported = len(gc.get_objects())
     seen: list[int] = []
 

@@ -243,14 +243,14 @@ def test_a_version_published_corrupt_is_refused_and_the_old_one_goes_on(
         ready = client.get("/readyz")
         assert ready.status_code == 200
         assert "1 of the categories" in ready.json()["warning"]
-        assert metric(client, "plumbline_model_problem", category=CATEGORY) == 1
+        wait_until(lambda: metric(client, "plumbline_model_problem", category=CATEGORY) == 1)
         told = [record for record in caplog.records if record.getMessage() == "model not loaded"]
         wait_until(lambda: metric(client, "plumbline_model_failures_total") == 1)
         assert [getattr(record, "fields", {})["category"] for record in told] == [CATEGORY]  # once, not every look
         mend()
         wait_until(lambda: shown(client)["version"] == 2)
         assert "warning" not in client.get("/readyz").json()
-        assert metric(client, "plumbline_model_problem", category=CATEGORY) == 0
+        wait_until(lambda: metric(client, "plumbline_model_problem", category=CATEGORY) == 0)
         # What is served is in memory: damaging its files harms the next start, which is told now.
         damage(store, 2)
         wait_until(lambda: "version 2 goes on serving" in shown(client).get("reason", ""))
