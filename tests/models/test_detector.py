@@ -104,13 +104,16 @@ def test_scores_are_the_slow_definition(configuration: DetectorConfiguration) ->
     np.testing.assert_allclose(prediction.anomaly_map, heatmap, rtol=0, atol=3e-5)
 
 
+@pytest.mark.parametrize(("threads", "tolerance"), [(1, 0), (2, 1e-6)], ids=["one_by_one", "side_by_side"])
 @configurations
-def test_a_batch_of_images_of_many_sizes_is_each_by_itself(configuration: DetectorConfiguration) -> None:
+def test_a_batch_of_images_of_many_sizes_is_each_by_itself(
+    configuration: DetectorConfiguration, threads: int, tolerance: float
+) -> None:
     detector = make(configuration)
     images = [part(90 + k, *shape) for k, shape in enumerate(SHAPES)]
-    with torch_threads(1):
+    with torch_threads(threads):
         alone = [detector.predict([image])[0] for image in images]
-        assert_same(detector.predict(images), alone, 0)
+        assert_same(detector.predict(images), alone, tolerance)
 
 
 @configurations
@@ -119,15 +122,6 @@ def test_images_looked_at_together_as_on_a_gpu_are_each_by_itself(configuration:
     inputs = np.stack([detector.place(part(90 + k, *shape))[0] for k, shape in enumerate(SHAPES)])
     for together, alone in zip(_look_at_once(detector.scan.members, inputs), detector.scan.look(inputs), strict=True):
         np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
-
-
-@configurations
-def test_images_scanned_side_by_side_are_each_by_itself(configuration: DetectorConfiguration) -> None:
-    detector = make(configuration)
-    images = [part(90 + k, *shape) for k, shape in enumerate(SHAPES)]
-    with torch_threads(2):
-        alone = [detector.predict([image])[0] for image in images]
-        assert_same(detector.predict(images), alone, 1e-6)
 
 
 @pytest.mark.parametrize("count", [IMAGES_PER_SCAN, IMAGES_PER_SCAN + 1, 2 * IMAGES_PER_SCAN + 3])
