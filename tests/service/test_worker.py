@@ -282,19 +282,25 @@ def test_an_image_that_fails_fails_alone(own_detector: Detector, monkeypatch: py
         asyncio.run(main())
 
 
+def held_up(monkeypatch: pytest.MonkeyPatch, image: NDArray[np.uint8]) -> tuple[threading.Event, set[str]]:
+    """Have the scan of one image wait for an event; gives it, and the names of the threads that scan."""
+    opened, threads, look = threading.Event(), set[str](), Scan.look
+
+    def scan(scan: Scan, pixels: NDArray[np.uint8]) -> Any:
+        threads.add(threading.current_thread().name)
+        if (pixels == image).all():
+            assert opened.wait(60)
+        return look(scan, pixels)
+
+    monkeypatch.setattr(Scan, "look", scan)
+    return opened, threads
+
+
 def test_images_side_by_side_are_each_answered_when_done(
     own_detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = placed(own_detector, 2)
-    slow, look, threads = threading.Event(), Scan.look, set[str]()
-
-    def scan(scan: Scan, pixels: NDArray[np.uint8]) -> Any:
-        threads.add(threading.current_thread().name)
-        if (pixels == images[0]).all():
-            assert slow.wait(60)
-        return look(scan, pixels)
-
-    monkeypatch.setattr(Scan, "look", scan)
+    slow, threads = held_up(monkeypatch, images[0])
 
     async def main() -> None:
         async with running() as worker:
@@ -317,14 +323,7 @@ def test_an_image_that_hangs_beside_others_is_noticed_when_they_are_done(
     own_detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = placed(own_detector, 2)
-    stuck, look = threading.Event(), Scan.look
-
-    def scan(scan: Scan, pixels: NDArray[np.uint8]) -> Any:
-        if (pixels == images[0]).all():
-            assert stuck.wait(60)
-        return look(scan, pixels)
-
-    monkeypatch.setattr(Scan, "look", scan)
+    stuck, _ = held_up(monkeypatch, images[0])
 
     async def main() -> None:
         async with running(hang_s=2) as worker:
