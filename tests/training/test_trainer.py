@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from models.encoders import DensePatch, DensePatchConfiguration
 from models.geometry import ScanGeometry
 from tests.signals import called_again
+from tests.threads import torch_threads
 from training.pretext import CutPasteConfiguration, DenoisingConfiguration, NoneConfiguration, RotationConfiguration
 from training.trainer import (
     CHECKPOINT_FILE,
@@ -466,10 +467,8 @@ def run_and_kill(where: str, at: int, folder: Path) -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    make_trainer(folder).run()
-    torch.set_num_threads(before)
+    with torch_threads(1):
+        make_trainer(folder).run()
     return folder
 
 
