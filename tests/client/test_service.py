@@ -32,7 +32,10 @@ GOOD, DEFECTIVE = encode(part(100)), encode(part(101, defective=True))
 def test_score_is_what_the_service_answers(connect: Connect, url: str) -> None:
     score = connect(url).score(CATEGORY, DEFECTIVE, score_map=True)
     answer = httpx.post(
-        f"{url}/v1/categories/{CATEGORY}/score?map=true", content=DEFECTIVE, headers={"Content-Type": "image/png"}
+        f"{url}/v1/categories/{CATEGORY}/score?map=true",
+        content=DEFECTIVE,
+        headers={"Content-Type": "image/png"},
+        timeout=60,
     ).json()
     said = score.model_dump(mode="json", exclude_none=True)
     for volatile in ("id", "times"):

@@ -33,8 +33,8 @@ def connect(client: httpx.Client) -> socket.socket:
 
 @pytest.fixture
 def impatient(serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx.Client]:
-    """A service that waits a second only for the head of a request."""
-    monkeypatch.setattr(connections, "_HEAD_S", 1)
+    """A service that waits three seconds only for the head of a request."""
+    monkeypatch.setattr(connections, "_HEAD_S", 3)
     with serve(models, loaded=False) as client:
         yield client
 
@@ -60,7 +60,7 @@ def test_body_may_take_longer_than_the_head(impatient: httpx.Client) -> None:
     with connect(impatient) as slow:
         head = f"POST {ACTIVATE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
-        time.sleep(2)
+        time.sleep(4)
         slow.sendall(body)
         assert slow.recv(4096).startswith(b"HTTP/1.1 404 ")
 

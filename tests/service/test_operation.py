@@ -197,8 +197,8 @@ def test_dead_worker_answers_those_who_wait(serve: Serve, models: Path, monkeypa
 def test_hung_worker_is_not_healthy_until_it_moves_on(
     serve: Serve, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serve(models, request_timeout_s=2, hang_timeout_s=2) as client, held_worker(monkeypatch) as gate:
-        assert_problem(send(client), 504, "deadline-exceeded", "2 s")
+    with serve(models, request_timeout_s=5, hang_timeout_s=5) as client, held_worker(monkeypatch) as gate:
+        assert_problem(send(client), 504, "deadline-exceeded", "5 s")
         wait_until(lambda: client.get("/healthz").status_code == 503)
         assert "hangs" in client.get("/healthz").json()["reason"]
         assert_problem(send(client), 503, "worker-unavailable", "hangs")
@@ -258,7 +258,9 @@ def test_stopping_finishes_what_is_under_way(serve: Serve, models: Path, monkeyp
         with serve(models) as client:
             gate.open.clear()
             gate.entered.clear()
-            under_way = pool.submit(httpx.post, f"{client.base_url}{SCORE}", content=encode(part(0)), headers=BYTES)
+            under_way = pool.submit(
+                httpx.post, f"{client.base_url}{SCORE}", content=encode(part(0)), headers=BYTES, timeout=60
+            )
             assert gate.entered.wait(60)
             threading.Timer(0.2, gate.open.set).start()
         assert under_way.result().status_code == 200

@@ -36,7 +36,7 @@ SCORE = "/v1/categories/{category}/score"
 def test_process_serves_logs_json_and_stops(models: Path, tmp_path: Path) -> None:
     file, data = tmp_path / "log", encode(part(0))
     with process(models, file, drain_s=0) as (service, url):
-        response = httpx.post(f"{url}{SCORE.format(category=CATEGORY)}", files={"image": data})
+        response = httpx.post(f"{url}{SCORE.format(category=CATEGORY)}", files={"image": data}, timeout=60)
         assert response.status_code == 200
         assert httpx.get(f"{url}/v1/categories/a%0Ab").status_code == 404
         service.send_signal(signal.SIGTERM)
@@ -220,7 +220,7 @@ def test_traces_go_where_the_environment_says(models: Path, tmp_path: Path, coll
     headers = {"content-type": "image/png", "traceparent": f"00-{sent[0]}-{sent[1]}-01"}
     with process(models, tmp_path / "log", environment, drain_s=0) as (service, url):
         heatmap = f"{url}/v1/categories/{CATEGORY}/heatmap"
-        assert httpx.post(heatmap, content=encode(part(0)), headers=headers).status_code == 200
+        assert httpx.post(heatmap, content=encode(part(0)), headers=headers, timeout=60).status_code == 200
         service.send_signal(signal.SIGTERM)  # what was not sent yet is sent
         service.communicate(timeout=60)
     spans = {span.name: span for span in Collector.spans}

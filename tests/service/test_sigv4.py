@@ -283,7 +283,7 @@ def test_boto3_is_refused(url: str, keys: Any, who: str, reason: str) -> None:
 
 def test_unsigned_is_refused_before_its_body_is_read(url: str) -> None:
     for headers in ({}, {"Authorization": "Bearer x"}):
-        response = httpx.post(f"{url}{PATH}", content=BODY, headers=headers)
+        response = httpx.post(f"{url}{PATH}", content=BODY, headers=headers, timeout=60)
         assert response.status_code == 403
         assert response.headers["x-amzn-errortype"] == "AccessDeniedException"
         assert "sign" in response.json()["Message"] or ALGORITHM in response.json()["Message"]
