@@ -1,23 +1,29 @@
 """Which density, and how large a bank: AUROC and time of each on a trained encoder and real images.
 
-python -m benchmarks.density CATEGORY --data DATA --models MODELS
+python -m benchmarks.density bottle --data DATA --models MODELS --out density --json
+
+Of a detector that is an ensemble, the first member's encoder. It looks at test images, and is a study of the densities,
+not a way to choose settings of a detector. Each line is kept when it is finished: run again, it goes on.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from benchmarks.compression import KINDS, areas, changed, say
+from benchmarks.detectors import load_active
+from benchmarks.embedded import Embedded, change, find_data, points, study_parser
+from benchmarks.machine import machine
 from models.densities import (
-    Density,
     DensityConfiguration,
     GaussianDensityConfiguration,
     GaussianMixtureConfiguration,
@@ -26,104 +32,98 @@ from models.densities import (
     OneClassSVMConfiguration,
     create_density,
 )
-from models.detector import Detector, Scan
-from models.device import set_threads
-from models.heatmap import peak_window
-from models.images import Placement
-from models.store import ModelStore
-from training.data import load_images, load_mask, open_dataset
-from training.evaluation import shown_pixels
-from training.fit import FitConfiguration, draw_bank
-from training.metrics import RankedPixels, auroc
+from models.device import resolve_device, set_threads
+from training.bootstrap import resampled
+from training.reproduction.report import aligned
 
 BANK_SIZES = (1024, 4096, 8192, 32768)
-DENSITIES: tuple[DensityConfiguration, ...] = (
-    KernelDensityConfiguration(mode="exact"),
-    KernelDensityConfiguration(mode="neighbours", neighbours=32),
-    NearestNeighboursConfiguration(neighbours=1),
-    GaussianDensityConfiguration(),
-    GaussianMixtureConfiguration(),
-    OneClassSVMConfiguration(kernel="linear"),
-    OneClassSVMConfiguration(kernel="rbf"),
-)
+REFERENCE = "kernel_density-exact"
+DENSITIES: Mapping[str, DensityConfiguration] = {
+    REFERENCE: KernelDensityConfiguration(mode="exact"),
+    "kernel_density-neighbours-32": KernelDensityConfiguration(mode="neighbours", neighbours=32),
+    "nearest_neighbours-1": NearestNeighboursConfiguration(neighbours=1),
+    "gaussian_density": GaussianDensityConfiguration(),
+    "gaussian_mixture": GaussianMixtureConfiguration(),
+    "one_class_svm-linear": OneClassSVMConfiguration(kernel="linear"),
+    "one_class_svm-rbf": OneClassSVMConfiguration(kernel="rbf"),
+}
 
 
-def measure(
-    detector: Detector, data: Path, limit: int | None = None, bank_sizes: Sequence[int] = BANK_SIZES
-) -> list[dict[str, Any]]:
-    """Image and pixel AUROC, seconds to fit and milliseconds an image, for each density and bank size.
+def study(ground: Embedded, bank_sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """A line for each density on each bank, the same embeddings for all densities.
 
-    Of an ensemble, the first member's. The banks are drawn from the images that the detector was fitted on. The medians
-    of the times are compared within this run only.
+    Returns:
+        Image and pixel AUROC in points, and by how much they are above those of the exact kernel density on the same
+        bank, with the 95 % paired bootstrap interval; seconds to fit, and milliseconds an image.
     """
-    dataset = open_dataset(data, detector.category)
-    scan, size = detector.scan.members[0], detector.geometry.image_size
-    fit = FitConfiguration.model_validate(detector.training["fit"])
-    resize = scan.configuration.resize
-    fitting, _ = fit.split(dataset.train)
-    bank = draw_bank(scan, load_images(fitting, size=size, mode=resize).images, max(bank_sizes), fit.training.seed)
-    np.random.default_rng(fit.training.seed).shuffle(bank)
-    samples = dataset.test if limit is None else dataset.test[:: -(-len(dataset.test) // limit)]
-    loaded = load_images([sample.path for sample in samples], size=size, mode=resize)
-    masks = np.stack(
-        [load_mask(sample, placement) for sample, placement in zip(samples, loaded.placements, strict=True)]
-    )
-    embeddings = [scan.embed(image[None]).flatten(0, 2).clone() for image in loaded.images]
-    rows = []
-    for count in bank_sizes:
-        for configuration in DENSITIES:
-            density, start = create_density(configuration, scan.device), time.perf_counter()
-            density.fit(bank[:count])
-            fitted = {"bank": density.samples, "fit_seconds": time.perf_counter() - start}
-            scored = _score(scan, density, embeddings, masks, loaded.placements)
-            rows.append({"density": configuration.model_dump(mode="json"), **fitted, **scored})
-            print(json.dumps(rows[-1]), flush=True)
-    return rows
+    category = ground.detector.category
+    counts = resampled(ground.labels)
+    order = np.random.default_rng(0).permutation(len(ground.bank))  # the bank lies image after image
+    lines = []
+    for size in bank_sizes:
+        chosen = np.sort(order[:size])
+        for title in DENSITIES:
+            say(f"{category}: {title} on {len(chosen)}")
+            cell = ground.cell(f"{title}-{size}", partial(measure, ground, title, chosen, counts))
+            if title == REFERENCE:
+                before = cell
+            facts = {name: cell[name] for name in ("bank", "fit_seconds", "milliseconds")}
+            of_all = {f"{kind}_auroc": points(cell[kind]) for kind in KINDS} | changed([cell], before)
+            lines.append({"category": category, "density": title, **facts, **of_all})
+    return lines
 
 
-def _score(
-    scan: Scan,
-    density: Density,
-    embeddings: list[torch.Tensor],
-    masks: NDArray[np.bool_],
-    placements: Sequence[Placement],
-) -> dict[str, float]:
-    scores, times = [], []
-    for queries in embeddings:
+def measure(ground: Embedded, title: str, chosen: NDArray[np.int64], counts: NDArray[np.float64]) -> dict[str, Any]:
+    """One density of the chosen embeddings: AUROC of the test images and of samples of them, and times."""
+    density, start = create_density(DENSITIES[title], ground.device), time.perf_counter()
+    density.fit(ground.bank[chosen])
+    fit_seconds = time.perf_counter() - start
+    times = []
+
+    def scores(queries: Tensor) -> Tensor:
         start = time.perf_counter()
-        scores.append(-density.score_samples(queries))
+        found = torch.from_numpy(density.score_samples(queries))
         times.append(time.perf_counter() - start)
-    geometry = scan.configuration.geometry
-    score_maps = np.stack(scores).reshape(-1, geometry.grid_size, geometry.grid_size)
-    parts = torch.split(torch.from_numpy(score_maps).to(scan.device), 16)
-    maps = np.concatenate([scan.upsample(part).cpu().numpy() for part in parts])
-    image_scores = [
-        score_map[peak_window(score_map, geometry, placement.content)]
-        for score_map, placement in zip(score_maps, placements, strict=True)
+        return found
+
+    found = areas(ground.outcome(ground.score_maps(scores)), counts)
+    milliseconds = 1000 * float(np.median(times))
+    return {"bank": density.samples, "fit_seconds": fit_seconds, "milliseconds": milliseconds, **found}
+
+
+def report(lines: Sequence[dict[str, Any]]) -> str:
+    """The lines of a category as a table."""
+    head = ["density", "bank", *(f"{kind} {what}" for kind in KINDS for what in ("AUROC", "to exact"))]
+    rows = [
+        [
+            line["density"],
+            str(line["bank"]),
+            *(text for kind in KINDS for text in (f"{line[f'{kind}_auroc']:.2f}", change(line, kind))),
+            f"{line['fit_seconds']:.1f}",
+            f"{line['milliseconds']:.0f}",
+        ]
+        for line in lines
     ]
-    return {
-        "image_auroc": auroc(np.asarray(masks.any(axis=(1, 2))), np.array(image_scores)),
-        "pixel_auroc": RankedPixels(maps, masks, shown_pixels(placements)).auroc(),
-        "milliseconds": 1000 * float(np.median(times)),
-    }
+    return aligned([[*head, "seconds to fit", "ms an image"], *rows])
 
 
 def main() -> None:
-    """Run the benchmark on the active version of a category."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("category")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--models", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=int, help="most test images, taken at even distances")
-    parser.add_argument("--bank-sizes", type=int, nargs="+", default=BANK_SIZES)
+    """Study the active versions of categories."""
+    parser = study_parser(__doc__, "density")
+    parser.add_argument("--bank-sizes", type=int, nargs="+", default=BANK_SIZES, help="(default: %(default)s)")
     options = parser.parse_args()
     set_threads(options.threads)
-    store = ModelStore(options.models)
-    version = store.active(options.category)
-    if version is None:
-        parser.error(f"{options.category} has no active version")
-    measure(Detector.load(store.folder(options.category, version)), options.data, options.limit, options.bank_sizes)
+    facts = machine(resolve_device(options.device))
+    lines = []
+    for category in options.categories:
+        data, detector = find_data(options.data, category), load_active(options.models, category, options.device)
+        part = max(options.bank_sizes)
+        ground = Embedded(detector, data, options.out / category, options.limit, part)
+        found = study(ground, options.bank_sizes)
+        lines += found
+        print(report(found), flush=True)
+    if options.json:
+        print(json.dumps({"lines": lines, "machine": facts}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The benchmark of densities says what an evaluation says."""
+"""The study of densities says what an evaluation says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import density as benchmark
+from benchmarks.density import DENSITIES, REFERENCE, report, study
+from benchmarks.embedded import Embedded
 from models.detector import DetectorConfiguration
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
@@ -39,11 +40,16 @@ def test_it_measures_what_an_evaluation_measures(tmp_path: Path) -> None:
     expected = evaluate(detector, dataset, tmp_path / "report")
 
     sizes = (BANK // 2, BANK)
-    rows = benchmark.measure(detector, tmp_path / "data", bank_sizes=sizes)
-    kinds = [configuration.model_dump(mode="json") for configuration in benchmark.DENSITIES]
-    assert [(row["bank"], row["density"]) for row in rows] == [(size, kind) for size in sizes for kind in kinds]
-    exact, *others = rows[len(kinds) :]
-    assert exact["image_auroc"] == pytest.approx(expected["image_auroc"], abs=1e-6)
-    assert exact["pixel_auroc"] == pytest.approx(expected["pixel_auroc"], abs=1e-4)
-    for row in others:
-        assert row["pixel_auroc"] != pytest.approx(expected["pixel_auroc"], abs=1e-4)
+    lines = study(Embedded(detector, tmp_path / "data", tmp_path / "study", part=BANK), sizes)
+    assert [(line["bank"], line["density"]) for line in lines] == [
+        (size, title) for size in sizes for title in DENSITIES
+    ]
+    exact, *others = lines[len(DENSITIES) :]
+    assert exact["density"] == REFERENCE
+    assert (exact["image_change"], exact["pixel_change"]) == (0, 0)
+    for kind in ("image", "pixel"):
+        assert exact[f"{kind}_auroc"] == pytest.approx(100 * expected[f"{kind}_auroc"], abs=0.01)
+    for line in others:
+        assert line["pixel_auroc"] != pytest.approx(exact["pixel_auroc"], abs=0.01)
+        assert line["pixel_change"] == pytest.approx(line["pixel_auroc"] - exact["pixel_auroc"], abs=0.002)
+    assert len(report(lines).splitlines()) == 2 + len(lines)
