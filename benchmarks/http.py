@@ -5,8 +5,9 @@ plumbline benchmark http --json
 The service and the load are processes of their own; the loop runs in this one, before and after each saturation, and
 never beside it. What is claimed: at saturation the service does at least 85 % of what the loop does; at 80 % of that
 load, at a regular pace as from a line, the slowest answers take at most three times what the usual ones do (beside the
-loop at that pace, which shows what the machine does by itself); at ten times its capacity every request that is
-accepted is answered before its deadline, and the others get 503 with Retry-After while memory stays flat.
+loop at that pace, which shows what the machine does by itself), and at random arrivals as well (beside a queue whose
+every image takes the same time, which shows what chance does by itself); at ten times its capacity every request that
+is accepted is answered before its deadline, and the others get 503 with Retry-After while memory stays flat.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from heapq import heappop, heappush
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from benchmarks.detectors import load_active
-from benchmarks.load import Load, Outcome
+from benchmarks.load import Load, Outcome, due_times
 from benchmarks.serving import served
 from models.detector import Detector
 from models.images import decode_image
@@ -71,12 +73,14 @@ def measure(
         usual = {"rate": USUAL * saturated}
         long = {"seconds": 4 * seconds}
         paced = _paced(detector, bodies, usual["rate"], 2 * seconds)
+        at_random = load.model_copy(update={**usual, **long})
         at_usual = {
-            arrivals: _phase(service, load.model_copy(update={**usual, **long, "arrivals": arrivals}))
-            for arrivals in ("regular", "poisson")
+            "regular": _phase(service, at_random.model_copy(update={"arrivals": "regular"})),
+            "poisson": _phase(service, at_random),
         }
         paced += _paced(detector, bodies, usual["rate"], 2 * seconds)
         overload = _phase(service, load.model_copy(update={"rate": OVERLOAD * saturated}))
+    queue = _queued(list(due_times(at_random)), threads if detector.scan.abreast else 1, saturated)
     statuses = overload["statuses"]
     refused = sum(count for status, count in statuses.items() if status != "200")
     return {
@@ -87,6 +91,7 @@ def measure(
         "p99_over_p50_regular": at_usual["regular"]["p99_over_p50"],
         "p99_over_p50_in_process": round(_p99(paced) / statistics.median(paced), 2),
         "p99_over_p50_poisson": at_usual["poisson"]["p99_over_p50"],
+        "p99_over_p50_queue": round(_p99(queue) / statistics.median(queue), 2),
         "overload_accepted_slowest_s": overload["slowest_s"],
         "overload_latest_request_s": overload["latest_request_s"],
         "overload_deadline_s": DEADLINE_S,
@@ -120,6 +125,18 @@ def _paced(detector: Detector, bodies: list[bytes], rate: float, seconds: float)
         time.sleep(max(0.0, due - time.monotonic()))
         detector.predict([decode_image(bodies[number % len(bodies)])])
         took.append(time.monotonic() - due)
+    return took
+
+
+def _queued(due: list[float], servers: int, capacity: float) -> list[float]:
+    """How long each takes in a queue before servers that take the same time for each, and together do ``capacity`` a
+    second: what is left where nothing varies but when requests come.
+    """
+    free, took = [0.0] * servers, []
+    for time_due in due:
+        done = max(time_due, heappop(free)) + servers / capacity
+        heappush(free, done)
+        took.append(done - time_due)
     return took
 
 

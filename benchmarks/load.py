@@ -13,7 +13,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -66,6 +66,17 @@ class Outcome(BaseModel):
     answers: list[Answer]
     seconds: float
     cpu_seconds: float
+
+
+def due_times(load: Load) -> Iterator[float]:
+    """When each request of an open loop is due, in seconds from the beginning; the same of each such load."""
+    assert load.rate is not None
+    chance, due = random.Random(load.seed), 0.0
+    while True:
+        due += chance.expovariate(load.rate) if load.arrivals == "poisson" else 1 / load.rate
+        if due > load.seconds:
+            return
+        yield due
 
 
 async def apply(load: Load) -> Outcome:
@@ -158,12 +169,8 @@ async def _one_client(send: Callable[[float], Awaitable[int]], until: float) -> 
 
 async def _arrivals(load: Load, begun: float) -> AsyncIterator[float]:
     """When the next request is due; late ones are due when they should have been sent, not when they were."""
-    assert load.rate is not None
-    chance, due = random.Random(load.seed), begun
-    while True:
-        due += chance.expovariate(load.rate) if load.arrivals == "poisson" else 1 / load.rate
-        if due > begun + load.seconds:
-            return
+    for seconds in due_times(load):
+        due = begun + seconds
         await asyncio.sleep(max(0.0, due - time.monotonic()))
         yield due
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.http import measure
+from benchmarks.http import _queued, measure
 from models.store import ModelStore
 from tests.cli.support import run_program
 from tests.service.support import CATEGORY, encode, make_detector, part
@@ -46,9 +46,15 @@ def test_figures(models: Path, images: list[Path], monkeypatch: pytest.MonkeyPat
         assert phase["client_cpu_share"] > 0
         assert phase["rss_highest_bytes"] >= phase["rss_last_bytes"] > 0
     assert figures["p99_over_p50_in_process"] >= 1
+    assert figures["p99_over_p50_queue"] >= 1
     usual = figures["usual"]["poisson"]
     assert usual["offered_per_s"] == pytest.approx(0.8 * figures["saturation_per_s"], rel=0.01)
     assert figures["overload_accepted_slowest_s"] <= figures["overload_deadline_s"] + 1
+
+
+def test_a_queue_takes_those_that_come_in_turn() -> None:
+    assert _queued([0, 0, 0, 10], servers=1, capacity=0.5) == [2, 4, 6, 2]
+    assert _queued([0, 0, 0, 10], servers=2, capacity=1) == [2, 2, 4, 2]
 
 
 def test_half_a_store_is_refused(tmp_path: Path) -> None:
