@@ -174,7 +174,7 @@ def _phase(service: str, load: Load) -> dict[str, Any]:
         "images_per_batch": round(scanned / batches, 2) if batches else None,
         "batches": {
             reason: round(_total(grown, "plumbline_batch_images_count", reason))
-            for reason in ("full", "waited", "idle")
+            for reason in ("full", "waited", "idle", "joined")
         },
         "rss_first_bytes": rss[0],
         "rss_last_bytes": rss[-1],

@@ -28,11 +28,14 @@ class DeadlineUnmet(Exception):
 
 
 class Released(StrEnum):
-    """Why a batch began: it was full, its oldest image had waited as long as one may, or the worker was idle."""
+    """Why a batch began: it was full, its oldest image had waited as long as one may, or the worker was idle; or a
+    thread was free beside others that scan, where a batch is one image.
+    """
 
     FULL = "full"
     WAITED = "waited"
     IDLE = "idle"
+    JOINED = "joined"
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,12 @@ class Timed(Generic[Result]):
 
 @dataclass(eq=False)
 class Work:
-    """A piece of work that somebody waits for; ``pace`` is what such work takes."""
+    """A piece of work that somebody waits for; ``pace`` is what such work takes, ``begun_at`` None before it begins."""
 
     pace: Pace
     future: Future[Timed[Any]] = field(default_factory=Future, init=False)
     queued_at: float = field(default_factory=time.monotonic, init=False)
+    begun_at: float | None = field(default=None, init=False)
 
 
 @dataclass(eq=False)
@@ -112,6 +116,19 @@ class Line:
         for work in works:
             self._works.remove(work)
         return [work for work in works if work.future.set_running_or_notify_cancel()], reason
+
+    def join(self) -> Image | None:
+        """The image that begins beside others now, however long it has waited; None unless it is an image's turn whose
+        detector looks at images side by side.
+        """
+        now = time.monotonic()
+        while self._works and isinstance(work := self._works[0], Image) and work.detector.scan.abreast:
+            if self._dropped(work, now):
+                continue
+            self._works.remove(work)
+            if work.future.set_running_or_notify_cancel():
+                return work
+        return None
 
     def patience_s(self) -> float | None:
         """How long until an image has waited as long as one may; None where none waits."""

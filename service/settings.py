@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         description="most images of a category that are scanned together; unset: 8 on a GPU; as many "
-        "as there are threads on a CPU, which scans them side by side and answers each when it is done",
+        "as there are threads on a CPU, which scans them side by side and lets more begin as each is done",
     )
     batch_wait_ms: float = Field(
         default=0,

@@ -50,7 +50,8 @@ class Telemetry:
         )
         self.batches = Histogram(
             "plumbline_batch_images",
-            "Images of a batch, by why it was released: full, its oldest image had waited, or the worker was idle.",
+            "Images of a batch, by why it was released: full, its oldest image had waited, the worker was idle, or it "
+            "joined others on a CPU that has a thread free.",
             ["reason"],
             buckets=_IMAGES,
             registry=self.registry,

@@ -1,8 +1,8 @@
 """The one thread that owns the device.
 
 FAISS on a GPU is not safe for two threads even when both only read, and passes that each take all cores fight for them;
-so every scan, explanation and loading is work of this thread. On a CPU it has several images scanned side by side, on
-threads that share out the cores.
+so every scan, explanation and loading is work of this thread. On a CPU that has more to do than one image it lets
+lanes, threads that share out the cores, take what waits, one image each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -28,6 +30,8 @@ Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 # Long enough for the batch at hand, short enough to stop before a container runtime kills the process.
 _STOP_TIMEOUT_S = 8.0
+# For so long lanes take more; then the detectors of the first images are let go of, which may have been unloaded.
+_LANES_S = 1.0
 # Batches that fail one after the other until it is the device's fault, not an image's.
 _MOST_FAILURES = 3
 
@@ -48,7 +52,7 @@ class Worker:
         hang_s: seconds an image may take on the device, a batch in one pass as many times as much; what takes longer
             counts as hung.
         job_hang_s: seconds a job may take, likewise.
-        on_batch: told the size of every batch and why it was released, on the worker's thread.
+        on_batch: told the size of every batch and why it was released, on the thread that scans it.
     """
 
     def __init__(
@@ -60,9 +64,7 @@ class Worker:
         self._on_batch = on_batch
         self._changed = threading.Condition()  # held where the line or its end changes, so that no work is forgotten
         self._ended: str | None = "the worker has not been started"
-        self._running: list[Work] = []
-        self._started_at = 0.0
-        self._progressed_at = 0.0  # when what runs began, or the last image of it was done
+        self._running: list[Work] = []  # what has been taken and is not done; much of it at once where there are lanes
         self._failures = 0
         self._last_error = ""
         self._paces: WeakKeyDictionary[Detector, Pace] = WeakKeyDictionary()
@@ -90,9 +92,12 @@ class Worker:
             return self._ended
         if not self._thread.is_alive():
             return "the worker's thread is gone"
-        if not (running := self._running):
+        with self._changed:
+            running = list(self._running)
+        begun = [work.begun_at for work in running if work.begun_at is not None]
+        if not begun:
             return None
-        elapsed = time.monotonic() - self._progressed_at
+        elapsed = time.monotonic() - min(begun)
         what, allowed = "job", self._job_hang_s
         if isinstance(first := running[0], Image):
             together = 1 if first.detector.scan.abreast else len(running)
@@ -117,8 +122,9 @@ class Worker:
     def wait_s(self) -> float:
         """How long what is there now should take."""
         with self._changed:
-            running = sum(work.pace.typical_s for work in self._running)
-            rest = max(0.0, running - (time.monotonic() - self._started_at))
+            rest = sum(work.pace.typical_s for work in self._running)
+            if begun := [work.begun_at for work in self._running if work.begun_at is not None]:
+                rest = max(0.0, rest - (time.monotonic() - max(begun)))
             return MARGIN * (rest + self._line.seconds)
 
     async def scan(self, detector: Detector, pixels: NDArray[np.uint8], deadline: float) -> Timed[Seen]:
@@ -156,7 +162,7 @@ class Worker:
             if self._ended is not None:
                 raise WorkerUnavailable(self._ended)
             self._line.add(work)
-            self._changed.notify()
+            self._changed.notify()  # the worker or, while it lets lanes take what waits, one of them
         try:
             return await waiter
         finally:
@@ -174,10 +180,10 @@ class Worker:
             works = self._next()
             self._do(works)
         except BaseException as error:  # a thread has nobody above it who could hear of it
-            self._end(f"the worker died of {type(error).__name__}: {error}")
+            reason = self._die(error)
             for work in self._running:
                 if not work.future.done():
-                    work.future.set_exception(WorkerUnavailable(self._ended))
+                    work.future.set_exception(WorkerUnavailable(reason))
             return False
         finally:
             self._running = []
@@ -189,8 +195,7 @@ class Worker:
             while self._ended is None:
                 works, reason = self._line.take()
                 if works:
-                    self._started_at = self._progressed_at = time.monotonic()
-                    self._running = works
+                    self._running = list(works)
                     if reason is not None:
                         self._on_batch(len(works), reason)
                     return works
@@ -201,8 +206,9 @@ class Worker:
         """Do the work and answer its waiters; raises what this thread cannot survive."""
         for job in works:
             if isinstance(job, Job):
+                job.begun_at = time.monotonic()
                 try:
-                    self._answer(job, job.function(), self._started_at)
+                    self._answer(job, job.function())
                 except BaseException as error:
                     if _is_fatal(error):
                         raise
@@ -213,24 +219,57 @@ class Worker:
             self._last_error = failure or ""
 
     def _scan(self, images: list[Image]) -> str | None:
-        """Scan a batch, in one pass or side by side; then each image is answered when it is done.
+        """Scan a batch, in one pass or image by image; then each image is answered when it is done.
 
         Returns:
             Why no image of it could be scanned; None where one could.
         """
+        lanes = torch.get_num_threads()
         if not images[0].detector.scan.abreast:
             return self._scan_at_once(images)
-        failures = side_by_side(self._scan_alone, images)
-        return failures[-1] if all(failures) else None
+        if len(images) < lanes or lanes == 1:
+            return _failure([self._scan_alone(image) for image in images])
+        waiting, until = deque(images), time.monotonic() + _LANES_S
+        return _failure([*chain(*side_by_side(lambda _: self._scan_in_turn(waiting, until), range(lanes)))])
+
+    def _scan_in_turn(self, waiting: deque[Image], until: float) -> list[str | None]:
+        """One lane: scan what waits in the batch, then in the line, image after image; tell how each of them failed."""
+        failures = []
+        try:
+            while (image := self._following(waiting, until)) is not None:
+                failures.append(self._scan_alone(image))
+        except BaseException as error:  # the other lanes need not wait for this one
+            self._die(error)
+            raise
+        return failures
+
+    def _following(self, waiting: deque[Image], until: float) -> Image | None:
+        """What a lane begins next; None where nothing is scanned any more, or it has been long."""
+        with self._changed:
+            while not waiting:
+                if self._ended is not None or time.monotonic() > until:
+                    return None
+                if (image := self._line.join()) is not None:
+                    self._running.append(image)
+                    self._on_batch(1, Released.JOINED)
+                    return image
+                if not self._running:
+                    return None
+                self._changed.wait()
+            return waiting.popleft()
 
     def _scan_alone(self, image: Image) -> str | None:
         failure = self._scan_at_once([image])
-        self._progressed_at = time.monotonic()
+        with self._changed:
+            self._running.remove(image)
+            self._changed.notify_all()  # lanes that wait, whether anything is still scanned
         return failure
 
     def _scan_at_once(self, images: list[Image]) -> str | None:
         """As ``_scan``, in one pass; image by image if it fails, so that none has to answer for its neighbours."""
         begun = time.monotonic()
+        for image in images:
+            image.begun_at = begun
         try:
             score_maps, anomaly_maps, summaries = images[0].detector.scan.look(
                 np.stack([image.pixels for image in images])
@@ -241,24 +280,36 @@ class Worker:
             if out_of_memory := _is_out_of_memory(error):
                 torch.cuda.empty_cache()  # nothing where there is no GPU
             if len(images) > 1:
-                failures = [self._scan_alone(image) for image in images]
-                return failures[-1] if all(failures) else None
+                for image in images:
+                    image.begun_at = None  # each begins anew
+                return _failure([self._scan_alone(image) for image in images])
             images[0].future.set_exception(DeviceOutOfMemory(str(error)) if out_of_memory else error)
             return f"{type(error).__name__}: {error}"
         for image, *seen in zip(images, score_maps, anomaly_maps, summaries, strict=True):
-            self._answer(image, tuple(seen), begun, len(images) * abreast())
+            self._answer(image, tuple(seen), len(images) * abreast())
         return None
 
-    def _answer(self, work: Work, value: Any, begun: float, shared_by: int = 1) -> None:
-        seconds = time.monotonic() - begun
+    def _answer(self, work: Work, value: Any, shared_by: int = 1) -> None:
+        assert work.begun_at is not None
+        seconds = time.monotonic() - work.begun_at
         work.pace.note(seconds / shared_by)
-        work.future.set_result(Timed(value, begun - work.queued_at, seconds))
+        work.future.set_result(Timed(value, work.begun_at - work.queued_at, seconds))
 
-    def _end(self, reason: str) -> None:
+    def _die(self, error: BaseException) -> str:
+        return self._end(f"the worker died of {type(error).__name__}: {error}")
+
+    def _end(self, reason: str) -> str:
+        """Take no work any more; gives why, which is the first reason there was."""
         with self._changed:
             self._ended = self._ended or reason
             self._line.clear(WorkerUnavailable(self._ended))
-            self._changed.notify()
+            self._changed.notify_all()
+            return self._ended
+
+
+def _failure(failures: list[str | None]) -> str | None:
+    """Why no image of a batch could be scanned; None where one could."""
+    return failures[-1] if all(failures) else None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

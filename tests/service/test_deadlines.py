@@ -26,6 +26,7 @@ from tests.service.support import (
     post_head,
     wait_until,
 )
+from tests.threads import torch_threads
 
 SCORE = f"/v1/categories/{CATEGORY}/score"
 HEATMAP = f"/v1/categories/{CATEGORY}/heatmap"
@@ -154,6 +155,7 @@ def test_what_waits_is_scanned_in_batches_by_category(
     serve: Serve, two_categories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
+        torch_threads(1),  # nothing joins what is scanned
         serve(two_categories, batch_size=4) as client,
         held_worker(monkeypatch) as gate,
         ThreadPoolExecutor(9) as pool,

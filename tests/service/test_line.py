@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.detector import Detector
+from models.detector import Detector, Scan
 from service.line import DeadlineUnmet, Image, Job, Line, Released, Work
 from service.pace import Pace
 from tests.service.support import make_detector
@@ -92,6 +92,21 @@ def test_a_job_has_its_turn(detectors: tuple[Detector, Detector]) -> None:
     first, job, second = image(detectors[0]), Job(Pace(), lambda: None), image(detectors[1])
     line = filled(Line(8, 0), first, job, second)
     assert [line.take()[0] for _ in range(3)] == [[first], [job], [second]]
+
+
+def test_who_joins_is_the_oldest_while_it_is_an_image(
+    detectors: tuple[Detector, Detector], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = detectors
+    past, left, first, second, job = image(one, left_s=-1), image(one), image(one), image(other), Job(Pace(), list)
+    left.future.cancel()
+    line = filled(Line(2, 3600), past, left, first, second, job, image(one))
+    assert [line.join() for _ in range(3)] == [first, second, None]
+    assert isinstance(error_of(past.future), DeadlineUnmet)
+    assert line.take()[0] == [job]
+    monkeypatch.setattr(Scan, "abreast", False)
+    assert line.join() is None
+    assert line.images == 1
 
 
 def test_what_cannot_meet_its_deadline_costs_no_work(detectors: tuple[Detector, Detector]) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.detector import Detector, Scan
-from service.line import DeadlineUnmet, Line, Released
+from service.line import DeadlineUnmet, Image, Line, Released
 from service.pace import Pace
 from service.worker import DeviceOutOfMemory, Worker, WorkerUnavailable
 from tests.service.support import make_detector, part, wait_until
@@ -124,7 +124,8 @@ def test_images_that_wait_are_one_batch_and_each_has_its_own_maps(own_detector: 
             assert worker.pace(own_detector).typical_s > 0
             assert results[-1].waited_s > 0
 
-    asyncio.run(main())
+    with torch_threads(1):
+        asyncio.run(main())
 
 
 def test_a_detector_that_is_idle_is_not_kept(own_detector: Detector) -> None:
@@ -230,6 +231,11 @@ async def scan_together(worker: Worker, detector: Detector, images: list[NDArray
         return await asyncio.gather(*scans, return_exceptions=True)
 
 
+def scanned(worker: Worker) -> int:
+    """Images that have been taken and are not done."""
+    return sum(isinstance(work, Image) for work in list(worker._running))
+
+
 def patched(monkeypatch: pytest.MonkeyPatch, fault: Callable[[NDArray[np.uint8]], BaseException | None]) -> Device:
     device = Device(fault)
     monkeypatch.setattr(Scan, "look", lambda scan, images: device(scan, images))
@@ -319,21 +325,88 @@ def test_images_side_by_side_are_each_answered_when_done(
         asyncio.run(main())
 
 
-def test_an_image_that_hangs_beside_others_is_noticed_when_they_are_done(
+def test_an_image_begins_where_a_lane_is_free_beside_others(
     own_detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = placed(own_detector, 2)
+    images = placed(own_detector, 4)
+    slow, threads = held_up(monkeypatch, images[0])
+    batches: list[tuple[int, Released]] = []
+
+    async def main() -> None:
+        async with running(batches, batch_size=2) as worker:
+            scans = asyncio.create_task(scan_together(worker, own_detector, images[:2]))
+            await until(lambda: scanned(worker) == 1)
+            for image in images[2:]:  # the second one's lane waits for them
+                await asyncio.wait_for(worker.scan(own_detector, image, soon()), 60)
+            assert not scans.done()
+            slow.set()
+            await scans
+        assert batches == [(2, Released.FULL), (1, Released.JOINED), (1, Released.JOINED)]
+        assert threads == {"lane_0", "lane_1"}
+
+    with torch_threads(2):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize("why", ["a job is first", "the detector scans one by one", "it has been long"])
+def test_nothing_begins_beside_others_that_is_not_to(
+    own_detector: Detector, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    images = placed(own_detector, 3)
+    slow, _ = held_up(monkeypatch, images[0])
+    order: list[str] = []
+
+    async def main() -> None:
+        async with running() as worker:
+            scans = asyncio.create_task(scan_together(worker, own_detector, images[:2]))
+            await until(lambda: scanned(worker) == 1)
+            if why == "a job is first":
+                job = asyncio.create_task(worker.run(lambda: order.append("job")))
+                await asyncio.sleep(0)
+            if why == "the detector scans one by one":
+                monkeypatch.setattr(Scan, "abreast", False)
+            late = asyncio.create_task(worker.scan(own_detector, images[2], soon()))
+            late.add_done_callback(lambda _: order.append("image"))
+            await until(lambda: worker.depth == 1)
+            await asyncio.sleep(0.2)
+            assert worker.depth == 1
+            assert order == []
+            slow.set()
+            await scans
+            await late
+            if why == "a job is first":
+                await job
+                assert order == ["job", "image"]
+
+    with torch_threads(2):
+        if why == "it has been long":
+            monkeypatch.setattr("service.worker._LANES_S", -1)
+        asyncio.run(main())
+
+
+def test_an_image_that_hangs_is_noticed_while_others_go_on_beside_it(
+    own_detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = placed(own_detector, 3)
     stuck, _ = held_up(monkeypatch, images[0])
+    slow, _ = held_up(monkeypatch, images[2])
 
     async def main() -> None:
         async with running(hang_s=2) as worker:
-            scans = asyncio.create_task(scan_together(worker, own_detector, images))
-            await until(lambda: worker.unavailable() is not None)
+            scans = asyncio.create_task(scan_together(worker, own_detector, images[:2]))
+            await until(lambda: scanned(worker) == 1)
+            while worker.unavailable() is None:
+                await worker.scan(own_detector, images[1], soon())
+            late = asyncio.create_task(worker.scan(own_detector, images[2], soon()))
+            await until(lambda: scanned(worker) == 2)
             assert "2 s are allowed" in (worker.unavailable() or "")
-            stuck.set()
-            await scans
+            for event in (stuck, slow):
+                event.set()
+            await asyncio.gather(scans, late)
+            await until(lambda: worker.unavailable() is None)
 
     with torch_threads(2):
+        monkeypatch.setattr("service.worker._LANES_S", 600)
         asyncio.run(main())
 
 
@@ -363,18 +436,35 @@ def test_a_device_that_keeps_failing_is_not_healthy_until_it_works(
     asyncio.run(main())
 
 
-def test_a_cuda_error_ends_the_worker_at_once(own_detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    patched(monkeypatch, lambda _: RuntimeError("CUDA error: an illegal memory access was encountered"))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_fatal_error_ends_the_worker_at_once(
+    own_detector: Detector, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    images = placed(own_detector, 2)
+    at_last = threading.Event()
+
+    def fault(batch: NDArray[np.uint8]) -> BaseException | None:
+        if threads > 1 and (batch == images[1]).all():
+            return None
+        assert at_last.wait(60)
+        return RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    patched(monkeypatch, fault)
 
     async def main() -> None:
         async with running() as worker:
-            for result in await scan_together(worker, own_detector, placed(own_detector, 2)):
-                assert isinstance(result, WorkerUnavailable)
+            scans = asyncio.create_task(scan_together(worker, own_detector, images))
+            await until(lambda: scanned(worker) == 3 - threads)  # the second one's lane waits for more
+            at_last.set()
+            first, second = await scans
+            assert isinstance(first, WorkerUnavailable)
+            assert isinstance(second, WorkerUnavailable) == (threads == 1)
             assert "illegal memory access" in (worker.failure() or "")
             with pytest.raises(WorkerUnavailable, match="illegal"):
                 await worker.run(lambda: 1)
 
-    asyncio.run(main())
+    with torch_threads(threads):
+        asyncio.run(main())
 
 
 def test_a_worker_that_dies_while_it_chooses_work_answers_who_waits(own_detector: Detector) -> None:
