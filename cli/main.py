@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from cli.errors import PartlyFailed, exit_status, sentence
@@ -78,7 +78,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="plumbline", description="Visual inspection learned from images of good parts only."
     )
-    parser.add_argument("--version", action="version", version=f"plumbline {version('plumbline')}")
+    parser.add_argument("--version", action="version", version=f"plumbline {_version()}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, help_line in VERBS.items():
         sub = verbs.add_parser(name, help=help_line)
@@ -88,6 +88,13 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             verb.add_arguments(sub)
             sub.set_defaults(run=verb.run)
     return parser
+
+
+def _version() -> str:
+    try:
+        return version("plumbline")
+    except PackageNotFoundError:  # ``python -m cli.main`` in a tree that is not installed
+        return "of a tree that is not installed"
 
 
 if __name__ == "__main__":

@@ -60,6 +60,16 @@ class Explanation:
         """What the attributions add up to."""
         return float(self.attributions.sum(dtype=np.float64))
 
+    @property
+    def missed(self) -> float:
+        """How much of the difference to the baseline the attributions of integrated gradients miss, as a share of it;
+        0 for Grad-CAM. A score that jumps on the way from the baseline has no gradient there that could tell.
+        """
+        if self.baseline_score is None:
+            return 0.0
+        difference = self.prediction.image_score - self.baseline_score
+        return abs(self.total - difference) / abs(difference) if difference else 0.0
+
 
 def check_explainable(detector: Detector) -> None:
     """Raise NotExplainable where ``explain`` would, before any image is read."""

@@ -38,8 +38,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def _mvtec(options: argparse.Namespace) -> dict[str, Any]:
     from training.mvtec import LICENCE, fetch
 
-    if options.url is not None and urlsplit(options.url).scheme not in ("http", "https"):
-        raise UsageError(f"--url {options.url} is no address of a web server; accepted: http://..., https://...")
+    if options.url is not None:
+        address = urlsplit(options.url)
+        if address.scheme not in ("http", "https") or address.path.endswith("/") or not address.path:
+            raise UsageError(
+                f"--url {options.url} is no file on a web server; accepted: http://... or https://.../FILE"
+            )
     say(LICENCE)
     if not (options.accept_licence or _agrees()):
         raise UsageError("the licence was not accepted: give --accept-licence once you have read it")

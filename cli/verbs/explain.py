@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MOST_MISSED = 0.1  # of the difference to the baseline, before it is said
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("category", metavar="CATEGORY")
@@ -70,6 +73,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if explanation.baseline_score is not None:
             result |= {"baseline_score": explanation.baseline_score, "attribution_sum": explanation.total}
             summary += f"; {explanation.total:+.4f} of it above a baseline of {explanation.baseline_score:.4f}"
+            if explanation.missed > MOST_MISSED:
+                summary += f", which is not all of the difference: {explanation.missed:.0%} is missed (more --steps?)"
         print(summary)
         return result
 

@@ -83,7 +83,9 @@ def test_a_terminal_is_asked(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "mirror/mvtec.tar.xz"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "mirror/mvtec.tar.xz", "http://localhost", "https://localhost/data/"]
+)
 def test_an_address_that_is_none_is_refused(url: str, run: Run, tmp_path: Path) -> None:
     run("data", "mvtec", "--out", tmp_path, "--accept-licence", "--url", url).assert_refused(2, url, "http://")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli.verbs.explain import MOST_MISSED
 from models.detector import Detector
 from models.explanation import Method, explain
 from models.images import read_image
@@ -57,7 +58,9 @@ def test_more_steps_come_closer(run: Run, data: Path, models: Path, tmp_path: Pa
             "explain", CATEGORY, image, "--models", models, "--out", tmp_path, "--steps", steps, "--json", *COMPUTE
         )  # fmt: skip
         [entry] = outcome.result["images"]
-        errors.append(abs(entry["attribution_sum"] - (entry["image_score"] - entry["baseline_score"])))
+        difference = entry["image_score"] - entry["baseline_score"]
+        errors.append(abs(entry["attribution_sum"] - difference))
+        assert ("is missed" in outcome.output) == (errors[-1] > MOST_MISSED * abs(difference))
     assert errors[1] < 0.1 * errors[0]
 
 

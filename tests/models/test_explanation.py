@@ -132,6 +132,7 @@ def assert_complete(detector: Detector, image: NDArray[np.uint8], steps: int, to
     assert moved > 1e-3
     difference = explanation.prediction.image_score - explanation.baseline_score
     assert abs(explanation.total - difference) < tolerance * moved
+    assert explanation.missed * abs(difference) == pytest.approx(abs(explanation.total - difference), abs=1e-6)
 
 
 def test_attributions_of_a_trained_detector_add_up_to_the_difference_of_the_scores(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.geometry import ScanGeometry
-from training.augmentation import colour_jitter, moco_augmentation, view_augmentation
+from training.augmentation import RandomSquareCrop, colour_jitter, moco_augmentation, view_augmentation
 
 PATCH = ScanGeometry().patch_size
 ROUNDING = 1e-6
@@ -105,6 +105,23 @@ def test_a_view_has_the_five_transforms_of_the_paper() -> None:
     # Nothing is padded in.
     flat = torch.full((8, 3, PATCH, PATCH), 0.25)
     torch.testing.assert_close(crop(flat), flat)
+
+
+def test_crops_are_squares_of_any_side_from_half_to_all() -> None:
+    along = torch.linspace(0, 1, PATCH)
+    images = torch.stack([along.expand(PATCH, -1), along[:, None].expand(-1, PATCH), torch.zeros(PATCH, PATCH)])
+    torch.manual_seed(0)
+    crops = RandomSquareCrop(PATCH, smallest=0.5)(images.expand(4000, -1, -1, -1))
+    columns, rows = crops[:, 0, 0], crops[:, 1, :, 0]  # where each column and row was, in widths of the image
+    sides = (columns[:, -1] - columns[:, 0]) * (PATCH - 1) + 1
+    torch.testing.assert_close(sides, (rows[:, -1] - rows[:, 0]) * (PATCH - 1) + 1)
+    shares = sides.sort().values / PATCH
+    torch.testing.assert_close(shares, torch.linspace(0.5, 1, 4000), atol=0.02, rtol=0)
+    room = PATCH - sides
+    for start in (columns[:, 0] * (PATCH - 1), rows[:, 0] * (PATCH - 1)):
+        assert (start > -1e-3).all()
+        assert (start < room + 1e-3).all()
+        assert (start / room)[room > 1].mean() == pytest.approx(0.5, abs=0.02)
 
 
 def test_the_views_of_moco_have_their_own_probabilities() -> None:
