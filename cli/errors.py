@@ -55,7 +55,7 @@ def exit_status(error: BaseException) -> int | None:
 def sentence(error: BaseException) -> str:
     """One line for standard error."""
     if isinstance(error, ValidationError):
-        return "; ".join(map(_problem, error.errors()))
+        return "; ".join(_problem(one) for one in error.errors() if one["type"] != "default_factory_not_called")
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if _room_missing(error):

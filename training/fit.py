@@ -155,14 +155,11 @@ def fit(
     chosen = set(calibration_paths)
     held_out = np.array([path in chosen for path in loaded.paths])
     images, calibration_images = loaded.images[~held_out], loaded.images[held_out]
-    size = bank_size_for(settings.density, configuration.bank_size)
-    bank = len(images) * windows_of_each(settings.geometry, len(images), size)
-    try:  # before hours of training, not after
-        create_density(settings.density).check_samples(bank)
-        if configuration.false_reject_rate is not None:
+    if configuration.false_reject_rate is not None:
+        try:
             threshold_rank(len(calibration_images), configuration.false_reject_rate)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+        except ValueError as error:
+            raise DataError(str(error)) from error
     scan = _learn(configuration, images, device, folder, stage, report)
     stage(f"calibration on {len(calibration_images)} held-out good images")
     contents = [placement.content for placement in compress(loaded.placements, held_out)]
@@ -200,6 +197,12 @@ def _learn(
 
     def prepared(training: TrainingConfiguration, place: Path) -> Trainer:
         trainer = Trainer(training, settings.encoder, settings.geometry, images, device, place)
+        size = bank_size_for(settings.density, configuration.bank_size)
+        bank = len(images) * windows_of_each(settings.geometry, len(images), size)
+        try:  # before hours of training, not after
+            create_density(settings.density).check_samples(bank, trainer.encoder.dimension)
+        except ValueError as error:
+            raise DataError(str(error)) from error
         trainer.resume()
         return trainer
 

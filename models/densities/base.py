@@ -61,16 +61,16 @@ class Density(ABC):
             raise ValueError(f"expected embeddings (n, D), not an array of shape {X.shape}")
         if not np.isfinite(X).all():
             raise ValueError(NOT_FINITE)
-        self.check_samples(len(X))
+        self.check_samples(*X.shape)
         samples, dimension = map(torch.tensor, X.shape)
         self._adopt({"samples": samples, "dimension": dimension, **self._fit(X)})
         return self
 
-    def check_samples(self, count: int) -> None:
-        """Refuse a number of embeddings that ``fit`` would refuse.
+    def check_samples(self, count: int, dimension: int | None = None) -> None:
+        """Refuse a number of embeddings, and where it is known a length of each, that ``fit`` would refuse.
 
         Raises:
-            ValueError: if ``count`` is below ``fewest_samples``.
+            ValueError: if ``count`` is below ``fewest_samples``, or what is set needs more of either.
         """
         if count < self.fewest_samples:
             name, fewest = type(self).__name__, self.fewest_samples

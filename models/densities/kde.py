@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -16,8 +17,17 @@ from models.densities.bank import Bank, BankDensity
 from models.densities.compression import LOG_WEIGHTS, METRIC, Cells
 from models.densities.kernel import LogKernelSum, Precision, StreamedGamma
 from models.densities.reduction import Reduction, ReductionConfiguration
-from models.densities.sampled import SampledLogKernelSum, sample_sizes, stratified_rows
-from models.densities.stream import TOLERATED, EmbeddingStream, HeldEmbeddings, Survey, Witness, chosen
+from models.densities.sampled import SMALLEST, SampledLogKernelSum, sample_sizes, stratified_rows
+from models.densities.stream import (
+    HELD_OUT,
+    HELD_OUT_SHARE,
+    TOLERATED,
+    EmbeddingStream,
+    HeldEmbeddings,
+    Survey,
+    Witness,
+    chosen,
+)
 
 Computed = Literal["exact", "neighbours", "sampled", "compressed"]
 """The ways in which a sum is computed; an artifact names one by its place here, so a new one goes to the end."""
@@ -43,7 +53,8 @@ class KernelDensityConfiguration(BaseModel):
 
     Attributes:
         mode: ``exact`` sums over the whole bank; ``compressed`` over weighted centres that stand for it; ``auto`` over
-            the fewest centres whose error is within the tolerance, or exactly where none is, or where there are few
+            the fewest centres whose error is within the tolerance, on whatever device; where none is, exactly if the
+            bank may keep all embeddings, else by what has the smallest error; and exactly where there are few
             embeddings; ``sampled`` estimates the exact score from samples of the bank, with a known error;
             ``neighbours`` sums over the nearest embeddings only, another score.
         tolerance: in units of the score, a squared distance. Of ``auto``: how far 95 % of held-out embeddings of good
@@ -58,7 +69,8 @@ class KernelDensityConfiguration(BaseModel):
         gamma: the kernel's inverse width; None takes the paper's from the data that ``fit`` sees.
         precision: of the embeddings in the products of a sum over a whole bank; half of float32's bits take less time
             where the processor multiplies them. A sample is always summed in float32.
-        samples: embeddings in the smallest sample; 128 of them must carry a query's sum, or it gets a larger one.
+        samples: embeddings in the smallest sample, at most a quarter of the bank; 128 of them must carry a query's sum,
+            or it gets a larger one.
         seed: of the samples.
     """
 
@@ -73,7 +85,7 @@ class KernelDensityConfiguration(BaseModel):
     neighbours: int = Field(default=32, ge=1)
     gamma: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     precision: Precision = "float32"
-    samples: int = Field(default=32768, ge=256)
+    samples: int = Field(default=32768, ge=SMALLEST)
     seed: int = Field(default=0, ge=0)
 
 
@@ -111,6 +123,20 @@ class KernelDensity(BankDensity):
         self.gamma = math.nan
         self.mode: Computed = "exact"
 
+    def check_samples(self, count: int, dimension: int | None = None) -> None:
+        super().check_samples(count, dimension)
+        settings = self.configuration
+        if settings.reduction is None or dimension is None:
+            return
+        wanted = settings.reduction.dimension
+        if wanted >= dimension:
+            if "reduction" in settings.model_fields_set:  # the usual one is not for embeddings as short as that
+                raise ValueError(
+                    f"embeddings of dimension {dimension} cannot be reduced to {wanted}; take fewer or none"
+                )
+        elif settings.mode != "auto" or count > FEW:
+            settings.reduction.check(count - min(HELD_OUT, count // HELD_OUT_SHARE), dimension)
+
     def fit_stream(self, stream: EmbeddingStream, seed: int = 0) -> Self:
         """As ``fit``, of embeddings that need not be in memory; they are gone through up to four times.
 
@@ -120,7 +146,7 @@ class KernelDensity(BankDensity):
         Raises:
             ValueError: as ``fit``.
         """
-        self.check_samples(stream.count)
+        self.check_samples(stream.count, stream.dimension)
         self._adopt(self._learn(stream, seed))
         return self
 
@@ -169,12 +195,17 @@ class KernelDensity(BankDensity):
             )
         else:
             made = f"{self.mode}: a bank of {bank} embeddings"
+        if self.mode == "sampled" and not facts["sampled"]:
+            made += f", summed whole: {SMALLEST} would be over a quarter of it"
         if not facts.get("held_out"):
             return made
-        return (
-            f"{made}; error on {facts['held_out']} held-out ones: mean {facts['error_mean']:.4f}, of 95 % up to "
+        made += (
+            f"; error on {facts['held_out']} held-out ones: mean {facts['error_mean']:.4f}, of 95 % up to "
             f"{facts[TOLERATED]:.4f}, largest {facts['error_largest']:.4f}"
         )
+        if self.configuration.mode == "auto" and facts[TOLERATED] > self.configuration.tolerance:
+            made += f"; the smallest that was found, and above the tolerance of {self.configuration.tolerance:g}"
+        return made
 
     def projected(self, queries: Tensor) -> tuple[Tensor, Tensor | float]:
         """Queries (..., D) as the bank has its own, (..., d), and what that leaves out of squared distances, (...)."""
@@ -205,15 +236,20 @@ class KernelDensity(BankDensity):
         gamma = StreamedGamma()
         parts = chosen(map(gamma.seeing, stream), rows)
         self.bank = Bank.of(parts, len(rows), stream.dimension, self.device)
-        learned = _learned(stream, len(rows), self.configuration.gamma or gamma.value(), mode)
+        paper = gamma.value()  # which also refuses what is not finite
+        learned = _learned(stream, len(rows), self.configuration.gamma or paper, mode)
         return {**learned, **self._of_bank()}
 
     def _fitting(self, rows: NDArray[np.int64], dimension: int, seed: int) -> NDArray[np.int64]:
         """As many of the rows as an exact bank may have, ascending."""
-        most = max(1, int(self.configuration.bank_megabytes * 1e6 / (dimension * EMBEDDING_BYTES)))
+        most = self._most(dimension)
         if len(rows) <= most:
             return rows
         return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))
+
+    def _most(self, dimension: int) -> int:
+        """How many embeddings a bank may have."""
+        return max(1, int(self.configuration.bank_megabytes * 1e6 / (dimension * EMBEDDING_BYTES)))
 
     def _approximate(self, stream: EmbeddingStream, seed: int) -> dict[str, Tensor]:
         """What stands for the embeddings that are not held out, and how far scores of those that are lie from exact."""
@@ -225,35 +261,55 @@ class KernelDensity(BankDensity):
         if settings.reduction is not None and settings.reduction.dimension < stream.dimension:
             reduction = Reduction.train(survey.sample, settings.reduction, seed)
 
-        def reduced(embeddings: Tensor) -> Tensor:
-            return embeddings if reduction is None else reduction.of_bank(embeddings.cpu())
+        def passing(rows: NDArray[np.int64], reduction: Reduction | None) -> Iterator[Tensor]:
+            seen = map(witness.seeing, chosen(stream, survey.rest))
+            return (
+                map(reduction.of_bank, (part.cpu() for part in chosen(seen, rows))) if reduction else chosen(seen, rows)
+            )
 
-        def passing() -> Iterator[Tensor]:
-            return map(witness.seeing, chosen(stream, survey.rest))
-
-        def measured(mode: Computed, count: int, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        def measured(mode: Computed, arrays: Mapping[str, Tensor], reduction: Reduction | None) -> dict[str, Tensor]:
+            count = samples if mode == "compressed" else len(self.bank)
             state = {**_learned(stream, count, gamma, mode), **arrays, **(reduction.state() if reduction else {})}
             self._adopt(state)
             return {**state, **witness.errors(self.scores)}
 
-        if settings.mode != "auto" and settings.mode != "compressed":
+        def drawn(mode: Computed, reduction: Reduction | None) -> dict[str, Tensor]:
+            """A bank of as many embeddings as may be kept."""
             dimension = reduction.dimension if reduction else stream.dimension
             rows = self._fitting(np.arange(samples), dimension, seed)
-            self.bank = Bank.of(map(reduced, chosen(passing(), rows)), len(rows), dimension, self.device)
-            return measured(settings.mode, len(rows), self._of_bank())
-        sample = reduced(survey.sample)
-        for numbers in CENTRES if settings.centres is None else [(settings.centres,)]:
+            self.bank = Bank.of(passing(rows, reduction), len(rows), dimension, self.device)
+            return measured(mode, self._of_bank(), reduction)
+
+        def compressed(numbers: Sequence[int], reduction: Reduction | None) -> Iterator[dict[str, Tensor]]:
+            """Banks of so many centres, made in one pass."""
+            sample = reduction.of_bank(survey.sample) if reduction else survey.sample
             cells = [Cells.of(sample, number, seed) for number in numbers]
-            for part in map(reduced, passing()):
+            for part in passing(np.arange(samples), reduction):
                 for one in cells:
                     one.add(part)
             for one in cells:
                 centres, arrays = one.compressed(gamma)
                 self.bank = Bank.of([centres], len(centres), centres.shape[1], self.device)
-                state = measured("compressed", samples, arrays)
+                yield measured("compressed", arrays, reduction)
+
+        if settings.mode != "auto" and settings.mode != "compressed":
+            return drawn(settings.mode, reduction)
+        numbers = CENTRES if settings.centres is None else ((settings.centres,),)
+        ways = [(some, reduction) for some in numbers]
+        if reduction is not None and "reduction" not in settings.model_fields_set:
+            ways.append((numbers[-1][-1:], None))  # where it is the dimensions that are too few
+        found = []
+        for some, reduction in ways:
+            for state in compressed(some, reduction):
                 if settings.mode == "compressed" or state[TOLERATED] <= settings.tolerance:
                     return state
-        return self._keep(stream, "exact", seed)
+                found.append((float(state[TOLERATED]), state, self.bank))
+        if stream.count <= self._most(stream.dimension):
+            return self._keep(stream, "exact", seed)
+        state = drawn("exact", None)
+        found.append((float(state[TOLERATED]), state, self.bank))
+        _, state, self.bank = min(found, key=itemgetter(0))
+        return state
 
     def _prepare(self, state: Mapping[str, Tensor]) -> None:
         self.gamma = float(state["gamma"])

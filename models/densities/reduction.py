@@ -29,6 +29,23 @@ class ReductionConfiguration(BaseModel):
     method: Literal["pca", "random_projection"] = "pca"
     dimension: int = Field(default=96, ge=2)
 
+    @property
+    def directions(self) -> int:
+        """How many of the dimensions are directions, and not the residual."""
+        return self.dimension - (self.method == "pca")
+
+    def check(self, count: int, dimension: int) -> None:
+        """Refuse what ``Reduction.train`` cannot learn from.
+
+        Raises:
+            ValueError: if ``count`` embeddings of a dimension are too few for so many directions.
+        """
+        if self.directions >= min(count, dimension):
+            raise ValueError(
+                f"{count} embeddings of dimension {dimension} cannot be reduced to {self.dimension} by {self.method}; "
+                "take a smaller dimension or none"
+            )
+
 
 class Reduction(NamedTuple):
     """A linear map to fewer dimensions that keeps squared distances, nearly.
@@ -62,13 +79,8 @@ class Reduction(NamedTuple):
             ValueError: if the sample is too small for so many directions.
         """
         count, dimension = sample.shape
-        pca = configuration.method == "pca"
-        kept = configuration.dimension - pca
-        if kept >= min(count, dimension):
-            raise ValueError(
-                f"{count} embeddings of dimension {dimension} cannot be reduced to {configuration.dimension} by "
-                f"{configuration.method}; take a smaller dimension or none"
-            )
+        configuration.check(count, dimension)
+        pca, kept = configuration.method == "pca", configuration.directions
         if pca:
             components = faiss.PCAMatrix(dimension, kept)
             components.train(np.ascontiguousarray(sample.cpu().numpy()))

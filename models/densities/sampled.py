@@ -20,6 +20,7 @@ FEWEST_EFFECTIVE = 128.0  # embeddings of a sample; a sum that rests on fewer is
 PROBE = 512  # embeddings of a sample, the largest of whose kernels is the unit of a query's sums
 GROWTH = 4  # times as many embeddings in the next sample
 LARGEST_SHARE = 4  # a sample is at most a quarter of the bank; beyond it the whole sum costs hardly more
+SMALLEST = 256  # embeddings in a sample
 LISTS, LIST_TRAINING = 256, 64  # lists of the stratification, and embeddings that k-means sees for each
 PART = 2**13  # embeddings assigned to lists at once
 
@@ -87,8 +88,12 @@ class SampledLogKernelSum:
 
 
 def sample_sizes(smallest: int, count: int) -> list[int]:
-    """How many of ``count`` embeddings each sample holds; none where even the smallest would be too large a share."""
-    sizes = [smallest]
+    """How many of ``count`` embeddings each sample holds; the smallest fewer than asked for where that would be too
+    large a share, and no sample at all where ``SMALLEST`` would be.
+    """
+    sizes = [min(smallest, count // (2 * LARGEST_SHARE) * 2)]
+    if sizes[0] < SMALLEST:
+        return []
     while sizes[-1] * LARGEST_SHARE <= count:
         sizes.append(sizes[-1] * GROWTH)
     return sizes[:-1]

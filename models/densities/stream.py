@@ -87,7 +87,8 @@ class Survey:
         moments = StreamedGamma()
         rows = torch.cat([part.cpu() for part in chosen(map(moments.seeing, stream), drawn)])
         is_held = torch.from_numpy(np.isin(drawn, order[:held]))
-        return cls(gamma or moments.value(), rows[~is_held], rows[is_held], np.sort(order[held:]))
+        paper = moments.value()  # which also refuses what is not finite
+        return cls(gamma or paper, rows[~is_held], rows[is_held], np.sort(order[held:]))
 
 
 class Witness:

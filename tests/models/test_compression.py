@@ -190,6 +190,54 @@ def test_auto_is_exact_where_no_number_of_centres_is_within_it_or_there_are_few_
         np.testing.assert_allclose(made.score_samples(Q), log_mean_kernel(Q, bank, made.gamma), rtol=0, atol=1e-5)
 
 
+def test_auto_tries_all_dimensions_where_the_usual_ones_are_too_few() -> None:
+    X = in_clusters(FEW + 100, 128, 0)
+    errors = [
+        kde(mode="compressed", centres=400, reduction=reduction).fit(X).facts()[TOLERATED]
+        for reduction in ({"dimension": 96}, None)
+    ]
+    assert errors[1] < errors[0]
+    between = sum(errors) / 2
+    made = kde(centres=400, tolerance=between).fit(X)
+    assert (made.mode, made.reduction) == ("compressed", None)
+    assert made.facts()[TOLERATED] == pytest.approx(errors[1])
+    asked = kde(centres=400, tolerance=between, reduction={"dimension": 96}).fit(X)
+    assert asked.mode == "exact"  # what was asked for is not changed
+
+
+@pytest.mark.parametrize(("centres", "kept"), [(4, "exact"), (1000, "compressed")])
+def test_auto_takes_what_errs_least_where_the_bank_may_not_keep_all(centres: int, kept: str) -> None:
+    X = in_clusters(FEW + 100, 24, 0)
+    made = kde(centres=centres, tolerance=1e-9, bank_megabytes=0.02).fit(X)  # 208 of 96 bytes
+    facts = made.facts()
+    assert (made.mode, facts["bank"]) == (kept, 208 if kept == "exact" else 1000)
+    compressed = kde(mode="compressed", centres=centres, reduction=None).fit(X).facts()
+    assert (facts[TOLERATED] < compressed[TOLERATED]) == (kept == "exact")
+    assert "above the tolerance of 1e-09" in made.summary()
+    survey = Survey.of(HeldEmbeddings(torch.from_numpy(X)), 0)
+    true = log_mean_kernel(survey.held_out.numpy(), X[survey.rest], made.gamma)
+    errors = np.abs(made.score_samples(survey.held_out) - true)
+    assert facts[TOLERATED] == pytest.approx(float(np.quantile(errors, 0.95)), abs=1e-5)
+
+
+def test_what_cannot_be_reduced_is_refused_by_its_numbers_alone() -> None:
+    with pytest.raises(ValueError, match="dimension 30 cannot be reduced to 200; take fewer or none"):
+        kde(mode="compressed", reduction={"dimension": 200}).check_samples(10_000, 30)
+    for mode in ("compressed", "exact"):
+        with pytest.raises(ValueError, match="81 embeddings of dimension 120 cannot be reduced to 96 by pca"):
+            kde(mode=mode, reduction={"dimension": 96}).check_samples(90, 120)
+    kde(mode="compressed").check_samples(10_000, 30)  # the usual reduction is left out
+    kde().check_samples(90, 120)  # few are summed exactly
+
+
+@pytest.mark.parametrize("mode", ["auto", "exact", "compressed", "sampled", "neighbours"])
+def test_what_is_not_finite_is_refused_where_gamma_is_given_too(mode: str) -> None:
+    X = in_clusters(FEW + 100, 24, 0)
+    X[77, 3] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        kde(mode=mode, gamma=10.0).fit_stream(HeldEmbeddings(torch.from_numpy(X)))
+
+
 def test_an_exact_bank_has_no_more_than_it_may() -> None:
     X = unit_vectors(5000, 24, 0)
     made = kde(mode="exact", bank_megabytes=0.1).fit(X)  # 1041 of 96 bytes

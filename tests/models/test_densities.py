@@ -17,7 +17,7 @@ from tests.models.embeddings import unit_vectors
 # One for each way that a score is computed in.
 DENSITIES: dict[str, dict[str, Any]] = {
     "kde": {"name": "kernel_density"},
-    "kde compressed": {"name": "kernel_density", "mode": "compressed", "centres": 40, "reduction": {"dimension": 4}},
+    "kde compressed": {"name": "kernel_density", "mode": "compressed", "centres": 40, "reduction": {"dimension": 2}},
     "kde neighbours": {"name": "kernel_density", "mode": "neighbours", "neighbours": 9},
     "svm": {"name": "one_class_svm"},
     "linear svm": {"name": "one_class_svm", "kernel": "linear", "nu": 0.2},

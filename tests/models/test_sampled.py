@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 
 from models.densities import KernelDensity, KernelDensityConfiguration
 from models.densities.kernel import LogKernelSum
-from models.densities.sampled import SampledLogKernelSum, _estimates, sample_sizes, stratified_rows
+from models.densities.sampled import SMALLEST, SampledLogKernelSum, _estimates, sample_sizes, stratified_rows
 from tests.models.embeddings import squared_distances
 
 GAMMA = 4.0
@@ -115,7 +115,9 @@ def test_each_run_gives_two_different_embeddings(count: int) -> None:
 
 
 def test_samples_grow_up_to_a_quarter_of_the_bank() -> None:
-    assert sample_sizes(1000, 3999) == []
+    assert sample_sizes(1000, 1023) == []
+    assert sample_sizes(1000, 1024) == [256]
+    assert sample_sizes(1000, 3999) == [998]
     assert sample_sizes(1000, 4000) == [1000]
     assert sample_sizes(1000, 70_000) == [1000, 4000, 16_000]
 
@@ -238,9 +240,10 @@ def test_the_samples_are_stored_and_drawn_by_the_seed(bank: NDArray[np.float32],
 
 
 def test_a_bank_that_is_no_larger_than_its_samples_is_summed_whole() -> None:
-    X, Q = clusters(4 * SAMPLE - 1, 0), clusters(50, 1)
+    X, Q = clusters(4 * SMALLEST - 1, 0), clusters(50, 1)
     kde = density().fit(X)
     assert kde.facts()["sampled"] == []
+    assert "summed whole: 256 would be over a quarter of it" in kde.summary()
     assert not kde.scores_with_error(torch.from_numpy(Q))[1].any()
     np.testing.assert_array_equal(kde.score_samples(Q), KernelDensity(EXACT).fit(X).score_samples(Q))
 
