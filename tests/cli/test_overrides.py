@@ -80,7 +80,7 @@ def test_set_reaches_the_configuration(run: Run, data: Path, tmp_path: Path) -> 
     training = manifest["configuration"]["training"]["fit"]["training"]
     assert training["pretext"] == {
         "name": "distribution_augmented", "temperature": 0.1, "transforms": ["hflip", "rot90"],
-        "head_depth": 0, "head_width": 512, "head_outputs": 128,
+        "head_depth": 0, "head_width": 512, "head_outputs": 128, "flip": True,
     }  # fmt: skip
     assert training["momentum"] == 0.8
     assert manifest["configuration"]["detector"]["encoder"]["embedding"] == "last"

@@ -249,8 +249,11 @@ def test_a_flip_is_in_the_distribution_or_a_view_not_both(name: Transform) -> No
     assert flips(task) == ("hflip" not in name)
 
 
-def test_without_distribution_augmentation_a_view_flips() -> None:
-    assert flips(make_task(PLAIN))
+@every_task
+@pytest.mark.parametrize("flip", [True, False])
+def test_views_flip_where_nothing_is_mirrored_and_the_setting_is_not_off(configuration: Any, flip: bool) -> None:
+    assert configuration.flip
+    assert flips(make_task(configuration.model_copy(update={"flip": flip}))) == flip
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------

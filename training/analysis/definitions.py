@@ -114,7 +114,10 @@ def _head_depth(base: Variant, value: str) -> Variant:
 
 
 def _distribution(base: Variant, value: str) -> Variant:
-    return _BASES["contrastive"] if value == "none" else _with_pretext(base, transforms=value.split("+"))
+    """A flips beside none of the unions, as in the authors' script, so that the union alone is varied."""
+    if value == "none":
+        return _with_pretext(_BASES["contrastive"], flip=False)
+    return _with_pretext(base, transforms=value.split("+"), flip=False)
 
 
 def _train_images(base: Variant, value: str) -> Variant:
@@ -179,9 +182,14 @@ ANALYSES: Mapping[str, Analysis] = {
         "joined with",
         ("distribution_augmented",),
         (
-            "none", "hflip", "rot90", "rot180", "rot270", "hflip+rot90", "rot90+rot180+rot270",
-            "hflip+rot90+hflip_rot90", "hflip+rot90+rot180+rot270",
-            "hflip+rot90+rot180+rot270+hflip_rot90+hflip_rot180+hflip_rot270",
+            # Types 1 to 8 of the authors' script, each joined with one more than the one before.
+            "none", "hflip", "hflip+rot90", "hflip+rot90+hflip_rot90",
+            "hflip+rot90+hflip_rot90+rot180",
+            "hflip+rot90+hflip_rot90+rot180+hflip_rot180",
+            "hflip+rot90+hflip_rot90+rot180+hflip_rot180+rot270",
+            "hflip+rot90+hflip_rot90+rot180+hflip_rot180+rot270+hflip_rot270",
+            # Turns without their mirror images.
+            "rot90", "rot180", "rot270", "rot90+rot180+rot270", "hflip+rot90+rot180+rot270",
         ),
         _distribution,
     ),

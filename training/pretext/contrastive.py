@@ -41,6 +41,7 @@ class _Settings(BaseModel):
     head_depth: int = Field(default=8, ge=0)
     head_width: int = Field(default=512, ge=1)
     head_outputs: int = Field(default=128, ge=2)
+    flip: bool = True
 
 
 class ContrastiveConfiguration(_Settings):
@@ -49,6 +50,7 @@ class ContrastiveConfiguration(_Settings):
     Attributes:
         temperature: tau of eq. 2.
         head_depth, head_width, head_outputs: the MLP projection head; the paper's is [512 x 8, 128].
+        flip: whether the horizontal flip is in the view augmentation A.
     """
 
     name: Literal["contrastive"] = "contrastive"
@@ -62,6 +64,7 @@ class DistributionAugmentedConfiguration(_Settings):
             the paper's tables (section 3.1.3, and the authors' script for Table 2). On CIFAR-10, section 5.2 found
             hflip, rot90 and hflip_rot90 best.
         temperature, head_depth, head_width, head_outputs: as for contrastive learning.
+        flip: likewise; with a mirror image among the transforms it never is.
     """
 
     name: Literal["distribution_augmented"] = "distribution_augmented"
@@ -93,7 +96,8 @@ class Contrastive(PretextTask):
         self.transforms: tuple[Transform, ...] = ()
         if isinstance(configuration, DistributionAugmentedConfiguration):
             self.transforms = configuration.transforms
-        self.augment = view_augmentation(crop_size, flip=not any(TRANSFORMS[name][1] for name in self.transforms))
+        mirrored = any(TRANSFORMS[name][1] for name in self.transforms)
+        self.augment = view_augmentation(crop_size, flip=configuration.flip and not mirrored)
         # No bias, as in the authors' code: outputs are normalised, and a bias would grow until all point one way.
         self.head = projection_head(
             dimension, configuration.head_depth, configuration.head_width, configuration.head_outputs, bias=False

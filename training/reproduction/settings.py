@@ -48,7 +48,8 @@ class Size(BaseModel):
         """Stage 1 for ``images`` training images.
 
         An epoch of the paper is one pass over them and their copies, without the incomplete batch. A pretrained network
-        is only tuned: its task's own number of steps holds. Another batch sees as many images in fewer or more steps.
+        is only tuned: its task's own number of steps holds, where the size has none. Another batch sees as many images
+        in fewer or more steps.
         """
         asked = {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
         settings = {

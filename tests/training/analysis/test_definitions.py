@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.analysis.definitions import ANALYSES, CLASSIFIERS, PAPER_MEANS, VARIANTS, Analysis
-from training.pretext import DistributionAugmentedConfiguration
+from training.pretext import ContrastiveConfiguration, DistributionAugmentedConfiguration
 from training.reproduction.settings import SEMANTIC
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "analysis.md"
@@ -39,9 +39,21 @@ def test_the_paper_s_own_setting_is_the_paper_s_own_method() -> None:
     ):  # fmt: skip
         assert variant_of(analysis, "contrastive", value) == "contrastive"
     assert variant_of("head-depth", "rotation", "0") == "rotnet"
-    augmented = "distribution_augmented"
-    assert variant_of("distribution-augmentations", augmented, "none") == "contrastive"
-    assert variant_of("distribution-augmentations", augmented, "rot90+rot180+rot270") == augmented
+
+
+def test_distribution_augmentations_vary_the_union_alone() -> None:
+    """A flips in the tables' contrastive tasks, but in none of these; the authors' unions grow one by one."""
+    unions = []
+    for value in ANALYSES["distribution-augmentations"].values:
+        pretext = VARIANTS[variant_of("distribution-augmentations", "distribution_augmented", value)].pretext
+        assert isinstance(pretext, ContrastiveConfiguration | DistributionAugmentedConfiguration)
+        unions.append(() if isinstance(pretext, ContrastiveConfiguration) else pretext.transforms)
+        usual = type(pretext)().model_dump() | {"transforms": unions[-1]}
+        assert pretext.model_dump().items() <= (usual | {"flip": False}).items()
+    types = unions[:8]
+    assert [len(union) for union in types] == list(range(8))
+    assert all(union == types[-1][:number] for number, union in enumerate(types))
+    assert types[-1] == ("hflip", "rot90", "hflip_rot90", "rot180", "hflip_rot180", "rot270", "hflip_rot270")
 
 
 def test_analyses_share_what_they_train() -> None:
