@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from training.reproduction.settings import Size
     from training.reproduction.study import Study
 
+ALL = "all"
 SIZES = ("smoke", "cpu", "paper")
 
 
@@ -47,7 +48,7 @@ def one(option: str, given: str, known: Collection[str]) -> str:
         UsageError: if it is not known.
     """
     if given not in known:
-        raise UsageError(f"{option} {given} is not known; accepted: {', '.join(known)}")
+        raise UsageError(f"{option} {f'{given} is not known' if given else 'is empty'}; accepted: {', '.join(known)}")
     return given
 
 
@@ -57,15 +58,18 @@ def chosen(
     """Those given, in the order of ``known``; ``all`` names every one. Where none is given, ``default`` or else all.
 
     Raises:
-        UsageError: if one is not known, or the list is empty.
+        UsageError: if one is not known, the list is empty, or another stands beside ``all``.
     """
     if given is None:
         given = known if default is None else default
-    if given == ["all"]:
+    if given == [ALL]:
         given = known
-    unknown = [name for name in given if name not in known]
-    if unknown or not given:
-        raise UsageError(f"{option} {', '.join(unknown)} is not known; accepted: all, {', '.join(known)}")
+    if ALL in given:
+        raise UsageError(f"{option} {','.join(given)}: {ALL} stands alone; leave it out, or the others")
+    if not given:
+        raise UsageError(f"{option} is empty; accepted: {ALL}, {', '.join(known)}")
+    if unknown := [name for name in given if name not in known]:
+        raise UsageError(f"{option} {', '.join(unknown)} is not known; accepted: {ALL}, {', '.join(known)}")
     return tuple(name for name in known if name in given)
 
 

@@ -87,14 +87,15 @@ def find_categories(data: Path) -> list[str]:
     return list(_category_folders(data))
 
 
-def open_dataset(data: Path, category: str | None, *, skip_broken: bool = False) -> Dataset:
+def open_dataset(data: Path, category: str | None, *, skip_broken: bool | None = None) -> Dataset:
     """Find the images of a category.
 
     Args:
         data: the folder that holds the categories, a category's own folder, or a plain folder of good images.
         category: which category; None where there is only one. A category's own folder and a plain folder are taken
             under any name, and by default under the folder's.
-        skip_broken: leave out files that are no images by their extension, instead of refusing the folder.
+        skip_broken: leave out files that are no images by their extension, instead of refusing the folder; None where
+            whoever asks cannot choose, so that no error advises it.
 
     Raises:
         DataError: nothing there, an unknown category (naming those that exist), a foreign file, a missing mask.
@@ -117,7 +118,7 @@ def load_images(
     *,
     size: int,
     mode: ResizeMode,
-    skip_broken: bool = False,
+    skip_broken: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
 ) -> LoadedImages:
@@ -127,7 +128,8 @@ def load_images(
         paths: image files.
         size: side of the square that each is placed in, in pixels.
         mode: see ``models.images.Placement``.
-        skip_broken: collect the files that cannot be read instead of stopping at the first.
+        skip_broken: collect the files that cannot be read instead of stopping at the first; None as in
+            ``open_dataset``.
         progress: called after every image with the number done and the number of all.
         threads: how many decode at a time; None for one per CPU.
 
@@ -142,7 +144,7 @@ def load_images(
             if skip_broken:
                 return str(error).removeprefix(f"{path}: ")
             # Raised here and not in the loop below, so that the images still waiting are cancelled.
-            raise DataError(f"{error}. Mend or remove the file, or skip such files (--skip-broken)") from error
+            raise DataError(f"{error}. Mend or remove the file{_or_skip(skip_broken)}") from error
 
     images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
     kept: list[Path] = []
@@ -267,7 +269,7 @@ def _category_folders(data: Path) -> dict[str, Path]:
     )
 
 
-def _open_category(root: Path, category: str, skip_broken: bool) -> Dataset:
+def _open_category(root: Path, category: str, skip_broken: bool | None) -> Dataset:
     skipped: list[tuple[Path, str]] = []
     if not _is_category(root):
         return Dataset(category, root, _images(root, skip_broken, skipped), (), tuple(skipped))
@@ -286,7 +288,7 @@ def _open_category(root: Path, category: str, skip_broken: bool) -> Dataset:
     return Dataset(category, root, train, tuple(test), tuple(skipped))
 
 
-def _images(folder: Path, skip_broken: bool, skipped: list[tuple[Path, str]]) -> tuple[Path, ...]:
+def _images(folder: Path, skip_broken: bool | None, skipped: list[tuple[Path, str]]) -> tuple[Path, ...]:
     images = []
     for path in _visible(folder):
         if path.is_dir() or path.suffix.lower() not in EXTENSIONS:
@@ -299,10 +301,15 @@ def _images(folder: Path, skip_broken: bool, skipped: list[tuple[Path, str]]) ->
     return tuple(images)
 
 
-def _refuse_or_skip(path: Path, reason: str, skip_broken: bool, skipped: list[tuple[Path, str]]) -> None:
+def _refuse_or_skip(path: Path, reason: str, skip_broken: bool | None, skipped: list[tuple[Path, str]]) -> None:
     if not skip_broken:
-        raise DataError(f"{path}: {reason}. Remove it, or skip such files (--skip-broken)")
+        raise DataError(f"{path}: {reason}. Remove it{_or_skip(skip_broken)}")
     skipped.append((path, reason))
+
+
+def _or_skip(skip_broken: bool | None) -> str:
+    """The end of an error's advice; a command without the option cannot give it."""
+    return "" if skip_broken is None else ", or skip such files (--skip-broken)"
 
 
 def _find_masks(images: Sequence[Path], folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.errors import UsageError
 from cli.progress import say
-from cli.studies import add_study, carry_out, chosen, names, one, size_of, title
+from cli.studies import ALL, add_study, carry_out, chosen, names, one, size_of, title
 
 if TYPE_CHECKING:
     from training.reproduction.protocol import Protocol
@@ -67,7 +67,10 @@ def _mvtec(options: argparse.Namespace) -> dict[str, Any]:
         )
     if missing:
         say(f"missing in {options.data}: {', '.join(missing)}")
-    categories = chosen("--categories", options.categories, found)
+    given = None if options.categories == [ALL] else options.categories  # all are all that are there
+    categories = chosen("--categories", given, CATEGORIES, found)
+    if absent := [category for category in categories if category in missing]:
+        raise DataError(f"--categories {', '.join(absent)}: missing in {options.data}, which has {', '.join(found)}")
     return {**_reproduce(Defects(options.data, size_of(MVTEC, options), categories), options), "missing": missing}
 
 

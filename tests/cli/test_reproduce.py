@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.cli.conftest import Run
 from tests.cli.support import COMPUTE, PROGRAM, Outcome
@@ -75,7 +76,10 @@ def test_mvtec_takes_what_is_there_and_says_what_is_missing(run: Run, data: Path
     [
         (("--classes", "0,10"), ("--classes 10", "accepted: all, 0, 1")),
         (("--methods", "rotatoin"), ("rotatoin", "accepted: all, none, rotnet")),
-        (("--classifiers", ","), ("--classifiers", "kernel_density")),
+        (("--classifiers", ","), ("--classifiers is empty; accepted: all, kernel_density",)),
+        (("--methods", ""), ("--methods is empty; accepted: all, none, rotnet",)),
+        (("--methods", "all,rotation"), ("--methods all,rotation: all stands alone",)),
+        (("--classes", "0,all"), ("--classes 0,all: all stands alone",)),
         (("--methods", "contrastive", "--classifiers", "rotation_classifier"), ("none of --classifiers", "head")),
         (("--learning-rate", "inf"), ("learning_rate", "inf")),
     ],
@@ -98,12 +102,81 @@ def test_a_folder_without_mvtec_is_refused(run: Run, tmp_path: Path) -> None:
     outcome.assert_refused(2, str(tmp_path), "plumbline data mvtec")
 
 
+@pytest.mark.parametrize(
+    ("categories", "mentions"),
+    [
+        ("cable", ("--categories cable: missing in {data}, which has tile",)),
+        ("tile,zipper,cable", ("--categories cable, zipper: missing in {data}, which has tile",)),
+        ("cabel", ("--categories cabel is not known", "accepted: all, bottle, cable")),
+        ("", ("--categories is empty",)),
+    ],
+)
+def test_categories_that_are_not_there_are_told_from_unknown_ones(
+    categories: str, mentions: tuple[str, ...], run: Run, data: Path, tmp_path: Path
+) -> None:
+    outcome = run("reproduce", "mvtec", "--data", data, "--out", tmp_path / "o", "--categories", categories, *SMOKE)
+    assert outcome.status == 2
+    for mention in mentions:
+        assert mention.format(data=data) in outcome.result["error"]
+    assert not (tmp_path / "o").exists()
+
+
+def test_all_categories_are_those_that_are_there(run: Run, data: Path, tmp_path: Path) -> None:
+    chosen = ("--categories", "all", "--methods", "none", "--classifiers", "kernel_density")
+    outcome = run("reproduce", "mvtec", "--data", data, "--out", tmp_path, *chosen, *SMOKE)
+    assert outcome.status == 0, outcome.errors
+    assert {line["subject"] for line in outcome.result["table"]} == {"tile", "texture (1 of 5)", "all (1 of 15)"}
+
+
+@pytest.mark.parametrize("folder", ["test", "ground_truth"])
+def test_a_truncated_test_image_or_mask_is_named_before_training(
+    folder: str, run: Run, data: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    path = next(path for path in sorted((copy / "tile" / folder).rglob("*.png")) if path.parent.name != "good")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    outcome = run("reproduce", "mvtec", "--data", copy, "--out", tmp_path / "o", *SMOKE)
+    assert outcome.status == 2
+    assert f"{path}: the PNG file is truncated" in outcome.result["error"]
+    assert "--categories" in outcome.result["error"]
+    assert "--skip-broken" not in outcome.result["error"]
+    assert not (tmp_path / "o").exists()
+
+
+def test_masks_without_a_defect_are_refused_before_training(run: Run, data: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    for path in (copy / "tile" / "ground_truth").rglob("*.png"):
+        with Image.open(path) as mask:
+            Image.new("L", mask.size).save(path)
+    outcome = run("reproduce", "mvtec", "--data", copy, "--out", tmp_path / "o", *SMOKE)
+    assert outcome.status == 2
+    assert f"no mask of {copy / 'tile'}/ground_truth has a defective pixel" in outcome.result["error"]
+
+
+def test_a_foreign_file_is_refused_without_an_option_that_is_not_there(run: Run, data: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "tile" / "train" / "good" / "notes.txt").write_text("foreign")
+    outcome = run("reproduce", "mvtec", "--data", copy, "--out", tmp_path / "o", *SMOKE)
+    assert outcome.status == 2
+    assert "notes.txt: not an image by its extension" in outcome.result["error"]
+    assert "--skip-broken" not in outcome.result["error"]
+
+
+@pytest.mark.parametrize("verb", [("reproduce", "semantic"), ("analyse", "representation")])
+def test_a_mistyped_folder_of_data_is_not_made(verb: tuple[str, ...], run: Run, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    outcome = run(*verb, "--dataset", "fashion-mnist", "--data", nowhere, "--out", tmp_path / "o", *SMOKE)
+    outcome.assert_refused(2, f"{nowhere} does not exist")
+    assert not list(tmp_path.iterdir())
+
+
 def test_test_images_of_one_kind_are_refused_before_training(run: Run, data: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(data, tmp_path / "data")
     shutil.rmtree(copy / "tile" / "test" / "good")
     outcome = run("reproduce", "mvtec", "--data", copy, "--out", tmp_path / "o", *SMOKE)
     assert outcome.status == 2
     assert "must hold both good images and defective ones" in outcome.result["error"]
+    assert "--categories" in outcome.result["error"]
     assert not (tmp_path / "o").exists()
 
 

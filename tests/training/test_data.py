@@ -112,8 +112,10 @@ class TestLayout:
             (cap / name).mkdir()
         else:
             (cap / name).write_text("foreign")
-        with pytest.raises(DataError, match=str(cap / name)):
+        with pytest.raises(DataError, match=rf"{cap / name}.*Remove it$"):
             open_dataset(cap, None)
+        with pytest.raises(DataError, match=rf"{cap / name}.*Remove it, or skip such files \(--skip-broken\)"):
+            open_dataset(cap, None, skip_broken=False)
         dataset = open_dataset(cap, None, skip_broken=True)
         assert [path for path, _ in dataset.skipped] == [cap / name]
         assert (dataset.train, dataset.test) == (before.train, before.test)
@@ -163,8 +165,10 @@ class TestLoading:
         paths = [write_image(tmp_path / f"{index}.png", value=index) for index in range(5)]
         paths[1].write_bytes(b"")
         paths[3].write_bytes(paths[3].read_bytes()[:-30])
-        with pytest.raises(DataError, match=r"1\.png.*empty.*--skip-broken"):
+        with pytest.raises(DataError, match=r"1\.png.*empty.*Mend or remove the file$"):
             load_images(paths, size=SIZE, mode="squash")
+        with pytest.raises(DataError, match=r"1\.png.*empty.*Mend or remove the file, or skip .*--skip-broken"):
+            load_images(paths, size=SIZE, mode="squash", skip_broken=False)
         loaded = load_images(paths, size=SIZE, mode="squash", skip_broken=True)
         assert loaded.paths == (paths[0], paths[2], paths[4])
         assert loaded.images[:, 0, 0, 0].tolist() == [0, 2, 4]

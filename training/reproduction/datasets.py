@@ -10,16 +10,18 @@ from __future__ import annotations
 import pickle
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets import CIFAR10, CIFAR100, CelebA, FashionMNIST, ImageFolder
-from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
 from training.data import DataError, load_images
 
@@ -28,6 +30,7 @@ PETS = "PetImages"
 PETS_URL = (
     "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip"
 )
+PETS_ARCHIVE = PETS_URL.rsplit("/", 1)[-1]
 PETS_TRAIN = 10_000  # images of each animal to train on, as the authors split; the rest is for testing
 PETS_SPLIT_SEED = 0
 
@@ -62,25 +65,45 @@ class SemanticDataset:
     image_size: int
     source: str
     _read: Callable[[Path, int], Split]
+    _damaged: Callable[[Path], Iterator[Path]]  # those of its files in a folder that are there and not whole
 
     def load(self, folder: Path, size: int) -> Split:
         """Read the images under ``folder``; torchvision downloads what is missing.
 
         Args:
-            folder: of data sets.
+            folder: of data sets; it must exist, so that a mistyped one is not made.
             size: side of the images, in pixels; those of 28 and of 32 pixels are only ever read at 32.
 
         Raises:
             DataError: it is not there and cannot be downloaded, or it is damaged; says what to get.
         """
+        if not folder.exists():
+            raise DataError(f"{folder} does not exist; make it to have {self.paper} downloaded into it")
+        if not folder.is_dir():
+            raise DataError(f"{folder} is a file, not a folder of data sets")
         try:
             with redirect_stdout(sys.stderr):  # torchvision prints what it downloads; standard output is for results
-                return self._read(folder, size)
-        except (OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+                split = self._read(folder, size)
+        except DataError:
+            raise
+        except Exception as error:  # torchvision's loaders let nearly any exception out on a damaged file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if damaged := ", ".join(map(str, self._damaged(folder))):
+                raise DataError(
+                    f"{self.paper} is damaged: remove or replace {damaged} ({reason}). Get {self.source}"
+                ) from error
+            if not isinstance(error, OSError | RuntimeError | HTTPException | pickle.UnpicklingError):
+                raise
             raise DataError(
                 f"{self.paper} is not in {folder} and could not be downloaded ({reason}). Get {self.source}"
             ) from error
+        for part, (images, labels) in split._asdict().items():
+            if len(images) != len(labels):
+                raise DataError(
+                    f"{self.paper} in {folder} is damaged: {len(images)} {part} images and {len(labels)} labels. "
+                    f"Remove or replace its {part} files. Get {self.source}"
+                )
+        return split
 
 
 def _fashion_mnist(folder: Path, size: int) -> Split:
@@ -91,6 +114,16 @@ def _fashion_mnist(folder: Path, size: int) -> Split:
         return Labelled(np.repeat(padded[..., None], 3, axis=3), data.targets.numpy())
 
     return Split(read(True), read(False))
+
+
+def _damaged_fashion_mnist(folder: Path) -> Iterator[Path]:
+    for name, _ in FashionMNIST.resources:
+        path = folder / "FashionMNIST" / "raw" / Path(name).stem
+        if path.exists():
+            try:
+                (read_image_file if "images" in name else read_label_file)(path)
+            except Exception:  # as above
+                yield path
 
 
 def _cifar10(folder: Path, size: int) -> Split:
@@ -114,6 +147,22 @@ def _cifar20(folder: Path, size: int) -> Split:
     return Split(read(True), read(False))
 
 
+def _damaged_cifar(data: type[CIFAR10]) -> Callable[[Path], Iterator[Path]]:
+    def damaged(folder: Path) -> Iterator[Path]:
+        known = [*data.train_list, *data.test_list, (data.meta["filename"], data.meta["md5"])]
+        inside = [(f"{data.base_folder}/{name}", md5) for name, md5 in known]
+        yield from _not_whole(folder, [*inside, (data.filename, data.tgz_md5)])
+
+    return damaged
+
+
+def _not_whole(folder: Path, files: Iterable[tuple[str, str]]) -> Iterator[Path]:
+    """Those of ``files``, each with its MD5, that are in ``folder`` with another content."""
+    for name, md5 in files:
+        if (folder / name).exists() and not check_integrity(folder / name, md5):
+            yield folder / name
+
+
 def _celeba(folder: Path, size: int) -> Split:
     """Faces with eyeglasses are the anomalies: class 0 has none, class 1 wears them."""
 
@@ -124,6 +173,10 @@ def _celeba(folder: Path, size: int) -> Split:
         return Labelled(load_images(paths, size=size, mode="squash").images, labels)
 
     return Split(read("train"), read("test"))
+
+
+def _damaged_celeba(folder: Path) -> Iterator[Path]:
+    yield from _not_whole(folder / CelebA.base_folder, [(name, md5) for _, md5, name in CelebA.file_list])
 
 
 def _cats_vs_dogs(folder: Path, size: int) -> Split:
@@ -152,6 +205,21 @@ def _cats_vs_dogs(folder: Path, size: int) -> Split:
     return Split(train_part, test_part)
 
 
+def _damaged_cats_vs_dogs(folder: Path) -> Iterator[Path]:
+    """The archive, and the folder that it was unpacked to in part: single images that are damaged are left out."""
+    archive = folder / PETS_ARCHIVE
+    if archive.exists():
+        try:
+            with zipfile.ZipFile(archive) as content:
+                is_whole = content.testzip() is None
+        except Exception:  # as above
+            is_whole = False
+        if not is_whole:
+            yield archive
+    if (folder / PETS).exists():
+        yield folder / PETS
+
+
 def _number(path: Path) -> tuple[int, str]:
     return (int(path.stem) if path.stem.isdigit() else -1, path.name)
 
@@ -167,6 +235,7 @@ DATASETS: Mapping[str, SemanticDataset] = {
         32,
         "the four *-ubyte files of Fashion-MNIST, unpacked, and put them into FashionMNIST/raw there",
         _fashion_mnist,
+        _damaged_fashion_mnist,
     ),
     "cifar10": SemanticDataset(
         "CIFAR-10",
@@ -174,6 +243,7 @@ DATASETS: Mapping[str, SemanticDataset] = {
         32,
         "cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html and put it there",
         _cifar10,
+        _damaged_cifar(CIFAR10),
     ),
     "cifar20": SemanticDataset(
         "CIFAR-20",
@@ -181,14 +251,16 @@ DATASETS: Mapping[str, SemanticDataset] = {
         32,
         "cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html and put it there",
         _cifar20,
+        _damaged_cifar(CIFAR100),
     ),
     "cats-vs-dogs": SemanticDataset(
         "Cat-vs-Dog",
         ("cat", "dog"),
         64,
-        f"{PETS_URL.rsplit('/', 1)[-1]} from Microsoft's download centre and unpack it there, so that {PETS}/Cat and "
+        f"{PETS_ARCHIVE} from Microsoft's download centre and unpack it there, so that {PETS}/Cat and "
         f"{PETS}/Dog lie in it",
         _cats_vs_dogs,
+        _damaged_cats_vs_dogs,
     ),
     "celeba": SemanticDataset(
         "CelebA",
@@ -197,5 +269,6 @@ DATASETS: Mapping[str, SemanticDataset] = {
         "img_align_celeba.zip and the five .txt files of CelebA (https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html), "
         "and put them into celeba there, the archive unpacked",
         _celeba,
+        _damaged_celeba,
     ),
 }

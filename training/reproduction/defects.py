@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from models.densities import create_density
 from models.detector import DetectorConfiguration, Scan
 from models.geometry import ScanGeometry
+from models.images import ImageError
 from models.inference import FLOAT32
-from training.data import GOOD, DataError, LoadedImages, load_images, load_mask, open_dataset
+from training.data import GOOD, DataError, load_images, load_mask, open_dataset
 from training.fit import fit_density
 from training.metrics import RankedPixels, auroc
 from training.mvtec import OBJECTS, TEXTURES
@@ -48,22 +50,20 @@ class Defects(Protocol):
         return [Group("object", OBJECTS), Group("texture", TEXTURES), Group("all", OBJECTS + TEXTURES)]
 
     def check(self, trial: Trial) -> None:
-        dataset = open_dataset(self.data, trial.subject)
-        kinds = {sample.defect == GOOD for sample in dataset.test}
-        if kinds != {True, False}:
-            raise DataError(f"{dataset.root}/test must hold both {GOOD} images and defective ones to be measured")
+        """Its test images and masks are read, too: they are not needed before the training has ended."""
+        try:
+            _load_test(self.data, trial.subject, self.geometry.image_size)
+        except DataError as error:
+            raise DataError(f"{error}. To measure the others alone, name them with --categories") from error
 
     def train_images(self, trial: Trial) -> NDArray[np.uint8]:
-        return _load(self.data, trial.subject, self.geometry.image_size, train=True).images
+        return _load_train(self.data, trial.subject, self.geometry.image_size)
 
     def measure(
         self, trial: Trial, trainer: Trainer, classifiers: Mapping[str, Classifier], device: torch.device
     ) -> Iterator[Measured]:
         train = self.train_images(trial)
-        samples = open_dataset(self.data, trial.subject).test
-        test = _load(self.data, trial.subject, self.geometry.image_size, train=False)
-        masks = np.stack([load_mask(*pair) for pair in zip(samples, test.placements, strict=True)])
-        defective = np.array([sample.defect != GOOD for sample in samples])
+        test = _load_test(self.data, trial.subject, self.geometry.image_size)
         for name, classifier in classifiers.items():
             density = create_density(classifier.density, device)
             configuration = DetectorConfiguration(
@@ -76,13 +76,35 @@ class Defects(Protocol):
             fit_density(scan, trainer.task, train, self.size.fit, trial.seed)
             pairs = [scan.maps(image[None]) for image in test.images]
             image_scores = np.array([scores.max() for scores, _ in pairs])
-            pixels = RankedPixels(np.concatenate([maps for _, maps in pairs]), masks)
-            figures = {DETECTION: auroc(defective, image_scores), LOCALIZATION: pixels.auroc()}
+            pixels = RankedPixels(np.concatenate([maps for _, maps in pairs]), test.masks)
+            figures = {DETECTION: auroc(test.defective, image_scores), LOCALIZATION: pixels.auroc()}
             yield Measured(name, {metric: 100 * value for metric, value in figures.items()})
 
 
-@lru_cache(maxsize=2)  # the training and the test images of the category that is worked on
-def _load(data: Path, category: str, size: int, *, train: bool) -> LoadedImages:
+class _Test(NamedTuple):
+    """(N, S, S, 3) uint8 images, their masks (N, S, S), and which of them (N,) show a defect."""
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    defective: NDArray[np.bool_]
+
+
+@lru_cache(maxsize=1)  # those of the category that is worked on, here and below
+def _load_train(data: Path, category: str, size: int) -> NDArray[np.uint8]:
+    return load_images(open_dataset(data, category).train, size=size, mode="squash").images
+
+
+@lru_cache(maxsize=1)
+def _load_test(data: Path, category: str, size: int) -> _Test:
     dataset = open_dataset(data, category)
-    paths = dataset.train if train else [sample.path for sample in dataset.test]
-    return load_images(paths, size=size, mode="squash")
+    defective = np.array([sample.defect != GOOD for sample in dataset.test])
+    if defective.all() or not defective.any():
+        raise DataError(f"{dataset.root}/test must hold both {GOOD} images and defective ones to be measured")
+    loaded = load_images([sample.path for sample in dataset.test], size=size, mode="squash")
+    try:
+        masks = np.stack([load_mask(*pair) for pair in zip(dataset.test, loaded.placements, strict=True)])
+    except ImageError as error:
+        raise DataError(f"{error}. Mend or replace the file") from error
+    if not masks.any():
+        raise DataError(f"no mask of {dataset.root}/ground_truth has a defective pixel: they are black all over")
+    return _Test(loaded.images, masks, defective)

@@ -6,11 +6,14 @@ import csv
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+import matplotlib
 from matplotlib.figure import Figure as Plot
+from matplotlib.lines import Line2D
 
 from training.reproduction.paper import Figure, Key, average, paper_figures
 from training.reproduction.protocol import Group, Protocol
@@ -29,8 +32,12 @@ COLUMNS = (
     "paper_deviation",
     "same_subjects",
 )
-INCHES_PER_SUBJECT, LEAST_INCHES, DOTS_PER_INCH = 0.5, 5.0, 110
-SPREAD = 0.7  # of the space between two subjects that their points take
+DOTS_PER_INCH = 110
+# Of the plot, in inches: for each subject, and for each of its points; the panels; the legend; a letter of the title.
+SUBJECT, POINT, PANEL_WIDTH, PANEL_HEIGHT, LEGEND_WIDTH, LEGEND_LINE, LETTER = 1.2, 0.08, 15.0, 3.5, 2.5, 0.17, 0.09
+SPREAD = 0.8  # of the space between two subjects that their points take
+COLOURS = [matplotlib.colormaps["tab20"](number) for number in (*range(0, 20, 2), *range(1, 20, 2))]  # the bold first
+MARKERS = "os^v<>PX*ph8"  # no diamond: those are the paper's
 
 
 class Kind(NamedTuple):
@@ -154,32 +161,51 @@ def write_table(folder: Path, name: str, rows: Sequence[Sequence[object]], text:
 
 
 def plot(lines: Sequence[Line], title: str) -> Plot:
-    """A panel a metric: what was measured as dots with their deviation, the paper's as open diamonds beside them."""
+    """Panels of each metric: what was measured with its deviation, the paper's as open diamonds beside it.
+
+    A method is a colour, a classifier a shape. Subjects that are too many for one panel go on in the next one below.
+    """
     metrics = list(dict.fromkeys(line.metric for line in lines))
     subjects = list(dict.fromkeys(line.subject for line in lines))
     pairs = list(dict.fromkeys((line.method, line.classifier) for line in lines))
-    width = max(LEAST_INCHES, INCHES_PER_SUBJECT * len(subjects) * max(1, len(pairs) / 3) + 2)
-    figure = Plot(figsize=(width, 4 * len(metrics)), layout="constrained")
-    for axes, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics, strict=True):
+    colours = dict(zip(dict.fromkeys(method for method, _ in pairs), cycle(COLOURS), strict=False))
+    markers = dict(zip(dict.fromkeys(classifier for _, classifier in pairs), cycle(MARKERS), strict=False))
+    space = max(SUBJECT, POINT * len(pairs))
+    in_row = min(len(subjects), max(1, int(PANEL_WIDTH / space)))
+    panels = list(product(metrics, (subjects[at : at + in_row] for at in range(0, len(subjects), in_row))))
+    legend = [
+        *(Line2D([], [], color=colour, linewidth=4, label=method) for method, colour in colours.items()),
+        *(Line2D([], [], color="black", marker=marker, linestyle="", label=name) for name, marker in markers.items()),
+        Line2D([], [], color="black", marker="D", fillstyle="none", linestyle="", label="the paper's"),
+    ]
+    width = max(LETTER * len(title), in_row * space) + LEGEND_WIDTH
+    height = max(PANEL_HEIGHT * len(panels), LEGEND_LINE * (len(legend) + 2))
+    figure = Plot(figsize=(width, height), layout="constrained")
+    for axes, (metric, row) in zip(figure.subplots(len(panels), squeeze=False, sharey=True)[:, 0], panels, strict=True):
         for number, (method, classifier) in enumerate(pairs):
             chosen = [
-                line for line in lines if (line.metric, line.method, line.classifier) == (metric, method, classifier)
+                line
+                for line in lines
+                if (line.metric, line.method, line.classifier) == (metric, method, classifier) and line.subject in row
             ]
             shift = SPREAD * ((number + 0.5) / len(pairs) - 0.5)
-            places = [subjects.index(line.subject) + shift for line in chosen]
-            colour = f"C{number % 10}"
+            places = [row.index(line.subject) + shift for line in chosen]
+            colour = colours[method]
             axes.errorbar(
                 places, [line.measured.mean for line in chosen], [line.measured.deviation or 0 for line in chosen],
-                fmt="o", color=colour, capsize=2, label=f"{method}, {classifier}",
+                fmt=markers[classifier], color=colour, markersize=5, capsize=2,
             )  # fmt: skip
             known = [(place, line.paper.mean) for place, line in zip(places, chosen, strict=True) if line.paper]
             if known:
                 axes.plot(*zip(*known, strict=True), "D", color=colour, fillstyle="none")
-        axes.set_xticks(range(len(subjects)), subjects, rotation=45, ha="right")
-        axes.set(ylabel=f"{metric} (percent)")
+        axes.set_xticks(range(len(row)), row)
+        axes.set_xticks([place + 0.5 for place in range(len(row))], minor=True)
+        axes.set(xlim=(-0.5, in_row - 0.5), ylabel=f"{metric} (percent)")
+        axes.tick_params("x", which="minor", length=0)
         axes.grid(axis="y", color="#dddddd")
-    figure.axes[0].set_title(f"{title} (diamonds: the paper)")
-    figure.axes[0].legend(fontsize=8)
+        axes.grid(axis="x", which="minor", color="#dddddd")
+    figure.axes[0].set_title(title, loc="left")
+    figure.legend(handles=legend, loc="outside right upper", fontsize=8)
     return figure
 
 

@@ -94,25 +94,39 @@ class Study:
         return tuple(name for name in self.classifiers if method.fits(known[name]))
 
     def cells(self) -> list[Cell]:
-        """The finished ones, also those of other methods, subjects and seeds than are wanted now."""
+        """The finished ones, also those of other methods, subjects and seeds than are wanted now.
+
+        Raises:
+            StudyError: a line is no cell, or the first one does not name the columns.
+        """
         path = self.folder / CELLS
         if not path.exists():
             return []
-        metrics = self.protocol.paper_datasets
-        text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # a killed process may have left half a line
-        return [
-            Cell(
-                Trial(row["subject"], row["method"], int(row["seed"])),
-                row["classifier"],
-                {metric: float(row[metric]) for metric in metrics},
-                int(row["train_images"]),
-                int(row["steps"]),
-                float(row["seconds"]),
-                row["device"],
-            )
-            for row in csv.DictReader(io.StringIO(whole))
-        ]
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]  # a killed process may have left half a line
+        if not whole:
+            return []
+        rows = csv.reader(io.StringIO(whole.decode(errors="replace")))
+        cells = []
+        try:
+            if next(rows) != self._columns:
+                raise ValueError(f"not {','.join(self._columns)}")
+            for row in filter(None, rows):
+                value = dict(zip(self._columns, row, strict=True))
+                trial = Trial(value["subject"], value["method"], int(value["seed"]))
+                figures = {metric: float(value[metric]) for metric in self.protocol.paper_datasets}
+                facts = (int(value["train_images"]), int(value["steps"]), float(value["seconds"]), value["device"])
+                cells.append(Cell(trial, value["classifier"], figures, *facts))
+        except (ValueError, csv.Error) as error:
+            raise StudyError(
+                f"{path} is damaged in line {rows.line_num} ({error}): remove or replace it; without a line, its cell "
+                "is measured again"
+            ) from error
+        return cells
+
+    @property
+    def _columns(self) -> list[str]:
+        return [*KEYS, *self.protocol.paper_datasets, *FACTS]
 
     def missing(self) -> dict[Trial, tuple[str, ...]]:
         """The trials that are not finished, and the classifiers that each lacks."""
@@ -127,7 +141,7 @@ class Study:
         """Hold the folder, made if missing, for this process and this study.
 
         Raises:
-            StudyError: it is a file, it belongs to another study, or another process works on it.
+            StudyError: it is a file, it belongs to another study, is damaged, or another process works on it.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise StudyError(f"{self.folder} is a file; --out names a folder")
@@ -146,7 +160,13 @@ class Study:
         identity = {"protocol": self.protocol.name, "size": self.protocol.size.model_dump(mode="json")}
         path = self.folder / STUDY
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:  # no JSON, or no text
+                raise StudyError(
+                    f"{path} is damaged: remove it if the figures beside it are of {json.dumps(identity)}, or replace "
+                    f"it ({error})"
+                ) from error
             if found != identity:
                 raise StudyError(
                     f"{self.folder} holds figures of another protocol, data set or size; name another --out. "
@@ -161,7 +181,7 @@ class Study:
             with cells.open("r+b") as file:  # half a line would spoil the next one
                 file.truncate(cells.read_bytes().rfind(b"\n") + 1)
         if not cells.exists() or not cells.stat().st_size:
-            self._append([*KEYS, *self.protocol.paper_datasets, *FACTS])
+            self._append(self._columns)
         named = {name for cell in self.cells() for name in (cell.trial.method, cell.classifier)}
         if unknown := named - {*self.protocol.methods, *self.protocol.classifiers}:
             raise StudyError(f"{cells} names {', '.join(sorted(unknown))}, unknown to this version; name another --out")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import shutil
+import struct
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +159,98 @@ def test_without_data_and_network_it_says_what_to_get(
         assert mention in str(error.value)
 
 
-def test_damaged_files_are_refused(fashion: Path, tmp_path: Path) -> None:
-    raw = tmp_path / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for path in (fashion / "FashionMNIST" / "raw").iterdir():
-        (raw / path.name).write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match="Fashion-MNIST"):
+HTML = b"<!DOCTYPE html><html><body>moved</body></html>"
+
+
+def copied(fashion: Path, folder: Path) -> Path:
+    """A copy of the small Fashion-MNIST to do harm to: the folder of its files."""
+    return Path(shutil.copytree(fashion, folder, dirs_exist_ok=True)) / "FashionMNIST" / "raw"
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda content: b"",
+        lambda content: bytes(16) + content[16:],
+        lambda content: HTML,
+        lambda content: content[:100],
+        lambda content: content + b"more",
+    ],
+    ids=["empty", "zeroed header", "HTML", "truncated", "too long"],
+)
+def test_a_damaged_file_is_named(
+    name: str, harm: Callable[[bytes], bytes], fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FashionMNIST, "mirrors", [NOWHERE])
+    path = copied(fashion, tmp_path) / name
+    path.write_bytes(harm(path.read_bytes()))
+    with pytest.raises(DataError) as error:
         DATASETS["fashion-mnist"].load(tmp_path, 32)
+    assert f"Fashion-MNIST is damaged: remove or replace {path} (" in str(error.value)
+    assert "-ubyte files of Fashion-MNIST" in str(error.value)
+    assert "downloaded" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "part"), [("train", "train"), ("t10k", "test")])
+def test_labels_for_some_images_only_are_refused(name: str, part: str, fashion: Path, tmp_path: Path) -> None:
+    path = copied(fashion, tmp_path) / f"{name}-labels-idx1-ubyte"
+    path.write_bytes(struct.pack(">2i", 0x801, 3) + bytes(3))
+    count = 10 * (TRAIN if part == "train" else TEST)
+    with pytest.raises(DataError, match=f"{count} {part} images and 3 labels. Remove or replace its {part} files"):
+        DATASETS["fashion-mnist"].load(tmp_path, 32)
+
+
+@pytest.mark.parametrize("name", ["cifar-10-batches-py/data_batch_3", "cifar-10-python.tar.gz"])
+def test_a_damaged_batch_or_archive_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CIFAR10, "url", f"{NOWHERE}cifar-10-python.tar.gz")
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"half of it")
+    with pytest.raises(DataError, match=f"CIFAR-10 is damaged: remove or replace {path} "):
+        DATASETS["cifar10"].load(tmp_path, 32)
+
+
+def test_a_damaged_list_of_faces_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    path = tmp_path / "celeba" / "list_attr_celeba.txt"
+    path.parent.mkdir()
+    path.write_bytes(HTML)
+    with pytest.raises(DataError, match=f"CelebA is damaged: remove or replace {path} "):
+        DATASETS["celeba"].load(tmp_path, 32)
+
+
+def test_a_truncated_archive_of_pets_is_named(tmp_path: Path) -> None:
+    path = tmp_path / datasets.PETS_ARCHIVE
+    path.write_bytes(b"PK\x03\x04 half of it")
+    with pytest.raises(DataError, match=f"Cat-vs-Dog is damaged: remove or replace {path} "):
+        DATASETS["cats-vs-dogs"].load(tmp_path, 64)
+
+
+def test_a_damaged_member_of_the_archive_of_pets_is_named_with_what_was_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / datasets.PETS_ARCHIVE
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("Cat/0.jpg", "Dog/0.jpg"):
+            archive.writestr(f"PetImages/{name}", name * 100)
+    path.write_bytes(path.read_bytes().replace(b"Dog/0.jpgDog", b"Dog/0.jpgCat"))
+    with pytest.raises(DataError, match=f"remove or replace {path}, {tmp_path / 'PetImages'} "):
+        DATASETS["cats-vs-dogs"].load(tmp_path, 64)
+
+
+def test_a_defect_of_the_program_is_no_damage(fashion: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise KeyError("defect")
+
+    monkeypatch.setattr(np, "pad", fail)
+    with pytest.raises(KeyError, match="defect"):
+        DATASETS["fashion-mnist"].load(fashion, 32)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_folder_that_does_not_exist_is_not_made(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"{tmp_path / 'nowhere'} does not exist; make it"):
+        DATASETS[name].load(tmp_path / "nowhere", 32)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        DATASETS[name].load(tmp_path / "file", 32)

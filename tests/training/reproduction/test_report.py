@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 
 from tests.training.reproduction.support import small
 from training.reproduction.defects import Defects
-from training.reproduction.protocol import Trial
+from training.reproduction.protocol import Protocol, Trial
 from training.reproduction.report import Line, markdown, plot, tabulate, write
 from training.reproduction.semantic import Semantic
 from training.reproduction.study import Cell
@@ -109,3 +111,49 @@ def test_the_plot_has_every_figure_and_the_papers() -> None:
     drawn = [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].lines]
     assert any(ys == pytest.approx([93.4, 93.4]) for ys in drawn)
     assert any(ys == pytest.approx([95.2, 95.2]) for ys in drawn)
+
+
+@pytest.mark.parametrize(
+    "protocol", [Semantic(Path(), small(), tuple("0123456789"), "fashion-mnist"), Defects(Path(), small(), ("bottle",))]
+)
+def test_the_plot_of_every_pair_can_be_read(protocol: Protocol) -> None:
+    figures = dict.fromkeys(protocol.paper_datasets, 90.0)
+    cells = [
+        Cell(Trial(subject, method, 0), classifier, figures, 100, 10, 1.0, "cpu")
+        for subject in protocol.subjects
+        for method, settings in protocol.methods.items()
+        for classifier, density in protocol.classifiers.items()
+        if settings.fits(density)
+    ]
+    figure = plot(tabulate(protocol, cells), "title")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the layout warns where panels have no room
+        figure.savefig(io.BytesIO())
+    [legend] = figure.legends
+    for axes in figure.axes:
+        assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+        assert axes.get_window_extent().width > 5 * figure.dpi
+    left, bottom, right, top = legend.get_window_extent().extents
+    assert 0 <= left < right <= figure.bbox.width
+    assert 0 <= bottom < top <= figure.bbox.height
+    named = {text.get_text() for text in legend.get_texts()}
+    assert named == {*protocol.methods, *protocol.classifiers, "the paper's"}
+    keys = [(line.get_color(), line.get_marker()) for line in legend.get_lines()]
+    assert len(set(keys)) == len(keys)
+    # Every subject has its place, though they lie in several panels.
+    shown = [tick.get_text() for axes in figure.axes for tick in axes.get_xticklabels()]
+    assert [name for name in shown if name in protocol.subjects] == [*protocol.subjects] * len(figures)
+
+
+def test_colours_are_methods_and_shapes_classifiers() -> None:
+    cells = [
+        cell("0", 0, "rotation", auroc=91.0),
+        cell("0", 0, "rotnet", auroc=92.0),
+        cell("0", 0, "rotation", auroc=93.0)._replace(classifier="gaussian_density"),
+    ]
+    figure = plot(tabulate(FASHION, cells), "title")
+    points = [line for line in figure.axes[0].lines if line.get_marker() != "_"]  # the ends of deviations aside
+    styles = {np.asarray(line.get_ydata())[0]: (line.get_color(), line.get_marker()) for line in points}
+    (first, dot), (second, same), (third, other) = styles[91.0], styles[92.0], styles[93.0]
+    assert (first == third, first == second) == (True, False)
+    assert (dot == same, dot == other) == (True, False)

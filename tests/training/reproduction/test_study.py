@@ -22,7 +22,7 @@ from training.reproduction.methods import CLASSIFIERS, METHODS
 from training.reproduction.protocol import Trial
 from training.reproduction.semantic import Semantic
 from training.reproduction.settings import SEMANTIC
-from training.reproduction.study import CELLS, RUNS, Cell, Event, Study, StudyError
+from training.reproduction.study import CELLS, RUNS, STUDY, Cell, Event, Study, StudyError
 from training.reproduction.workers import run_study
 from training.trainer import CHECKPOINT_FILE, TrainingInterrupted
 
@@ -155,6 +155,57 @@ def test_half_a_line_is_measured_again(fashion: Path, tmp_path: Path) -> None:
     assert len(study.cells()) == 1
     run(study)
     assert figures(study) == before
+
+
+def test_half_a_letter_loses_no_other_line(fashion: Path, tmp_path: Path) -> None:
+    study = make_study(fashion, tmp_path)
+    with study.opened():
+        study.add(Cell(Trial("0", "rotation", 0), "kernel_density", {"auroc": 50.0}, 5, 6, 7.5, "cpu"))
+    before = (study.folder / CELLS).read_bytes()
+    (study.folder / CELLS).write_bytes(before + "1,né".encode()[:-1])
+    assert len(study.cells()) == 1
+    with study.opened():
+        assert (study.folder / CELLS).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (1, b"0,rotation,kernel_density,1,50.0,5,6,7.5,cpu"),  # the heading is gone
+        (1, b"<!DOCTYPE html>"),
+        (2, b"0,rotation,kernel_density,zero,50.0,5,6,7.5,cpu"),
+        (2, b"0,rotation,kernel_density,0,,5,6,7.5,cpu"),
+        (2, b"0,rotation,kernel_den"),
+        (2, b"0,rotation,kernel_density,0,50.0,5,6,7.5,cpu,more"),
+        (2, b"0,rotation,kernel_density,0,\xff\xfe,5,6,7.5,cpu"),
+        (2, b"0,rotation,kernel_density,0,5\r0.0,5,6,7.5,cpu"),
+        (2, b"\0\0\0\0"),
+    ],
+)
+def test_a_damaged_line_of_cells_is_named(number: int, line: bytes, fashion: Path, tmp_path: Path) -> None:
+    study = make_study(fashion, tmp_path)
+    with study.opened():
+        for seed in range(2):
+            study.add(Cell(Trial("0", "rotation", seed), "kernel_density", {"auroc": 50.0}, 5, 6, 7.5, "cpu"))
+    path = study.folder / CELLS
+    lines = path.read_bytes().splitlines()
+    lines[number - 1] = line
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(StudyError) as error, study.opened():
+        pass
+    assert f"{path} is damaged in line {number} (" in str(error.value)
+    assert "remove or replace it" in str(error.value)
+    assert path.read_bytes() == b"\n".join(lines) + b"\n"  # what is good in it can be saved
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"<!DOCTYPE html>", b"\xff\xfe"])
+def test_a_damaged_description_of_the_study_is_named(content: bytes, fashion: Path, tmp_path: Path) -> None:
+    study = make_study(fashion, tmp_path)
+    with study.opened():
+        pass
+    (study.folder / STUDY).write_bytes(content)
+    with pytest.raises(StudyError, match=f"{study.folder / STUDY} is damaged: remove it"), study.opened():
+        pass
 
 
 def test_another_size_is_refused(fashion: Path, tmp_path: Path) -> None:
