@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from cli.errors import UsageError
+from cli.progress import say
 from models.store import ModelStore
 
 if TYPE_CHECKING:
@@ -28,6 +29,18 @@ def operation_in_force(options: argparse.Namespace, detector: Detector) -> Opera
     from models.operation import Operations
 
     return Operations(ModelStore(options.models)).in_force(detector)
+
+
+def warn_of_thresholds_by_hand(detector: Detector, operation: Operation) -> None:
+    """Say where thresholds that a person has set end: what is in other scores gets others, by the rate alone."""
+    from models.operation import set_by_hand
+
+    if set_by_hand(detector, operation):
+        say(
+            f"{detector.category}: warning: the thresholds of version {detector.version}, operation "
+            f"{operation.number}, were set by hand and do not go on, for they are in its scores; the new version's are "
+            f"set for the false-reject rate that they stood for, {operation.operating_point.false_reject_rate:.2%}"
+        )
 
 
 def chosen_version(options: argparse.Namespace, category: str) -> int:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from models.calibration import OperatingPoint
 from models.calibration_set import CalibrationSet, calibrate
 from models.detector import Detector, Ensemble, Scan, by_plan
 from models.device import computes_bfloat16
@@ -130,14 +131,17 @@ def fastest(measured: Sequence[Measured], own: InferencePlan, batch: int) -> Inf
     return own if own in times and times[own] < NOISE * times[best] else best
 
 
-def tuned(detector: Detector, chosen: Tried, record: Mapping[str, Any]) -> Detector:
+def tuned(
+    detector: Detector, chosen: Tried, record: Mapping[str, Any], before: OperatingPoint | None = None
+) -> Detector:
     """A detector that computes by a plan that was tried on it, calibrated by it, at the same false-reject rate.
 
     Args:
         record: what was measured, ready for JSON; kept with the detector.
+        before: what is in force for ``detector``, as of ``Detector.rescanned``.
     """
     training = {**detector.training, "tuning": {**record, "of_version": detector.version}}
-    return detector.rescanned(*chosen, training=training)
+    return detector.rescanned(*chosen, before, training=training)
 
 
 def _taken(inputs: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:

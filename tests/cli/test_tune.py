@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from models import tuning
 from models.detector import Detector
 from models.inference import FLOAT32, InferencePlan
+from models.operation import Operation, Operations, revised
+from models.region_of_interest import RegionOfInterest
 from models.store import ModelStore
 from models.tuning import Measured, fastest
 from tests.cli.support import COMPUTE, run_main
@@ -86,6 +89,54 @@ def test_it_is_activated_where_that_is_asked_for(
     only_faster(monkeypatch, BFLOAT16)
     tune("--activate")
     assert store.active("plate") == 2
+
+
+def operate(store: ModelStore, make: Callable[[Detector, Operation], Operation]) -> Operation:
+    """Put an operation in force for version 1."""
+    detector = Detector.load(store.folder("plate", 1), "cpu")
+    return Operations(store).record(detector, partial(make, detector))
+
+
+def test_the_rate_in_force_goes_on(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = np.zeros((10, 100), np.bool_)
+    mask[:, :45] = True
+    region = RegionOfInterest.of_mask(mask)
+    before = operate(store, partial(revised, author="ann", rate=0.4, region=region))
+    only_faster(monkeypatch, BFLOAT16)
+    outcome = run_main(capsys, "tune", "plate", "--models", store.root, *COMPUTE, "--rounds", "2", "--activate")
+    assert outcome.status == 0, outcome.errors
+    after = Detector.load(store.folder("plate", 2), "cpu")
+    assert after.operating_point == after.calibration.operating_point(0.4)
+    decides = Operations(store).in_force(after)
+    assert decides.region_of_interest == region
+    assert decides.operating_point == after.operating_point_for(0.4, region)
+    thresholds = [one.operating_point.image_threshold for one in (before, decides)]
+    assert "false-reject rate 40.00%, image threshold {:.4f} -> {:.4f}".format(*thresholds) in outcome.output
+    assert "by hand" not in outcome.errors
+
+
+def test_a_threshold_set_by_hand_goes_on_as_the_rate_that_it_stood_for(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def by_hand(detector: Detector, before: Operation) -> Operation:
+        scores = np.sort(detector.calibration.image_scores)
+        threshold = float(scores[-2:].mean())  # one of five is above it
+        changes = {"image_threshold": threshold, "false_reject_rate": detector.calibration.rate_of(threshold)}
+        point = before.operating_point.model_copy(update={**changes, "invalidity_threshold": 1.5})
+        return before.model_copy(update={"operating_point": point})
+
+    operation = operate(store, by_hand)
+    only_faster(monkeypatch, BFLOAT16)
+    outcome = run_main(capsys, "tune", "plate", "--models", store.root, *COMPUTE, "--rounds", "2", "--json")
+    assert outcome.status == 0, outcome.errors
+    assert "operation 1, were set by hand" in outcome.errors
+    assert "33.33%" in outcome.errors
+    after = Detector.load(store.folder("plate", 2), "cpu")
+    assert outcome.result["false_reject_rate"] == operation.operating_point.false_reject_rate == 2 / 6
+    assert after.operating_point.image_threshold == np.sort(after.calibration.image_scores)[-2]
+    assert after.operating_point.invalidity_threshold == 1.5
 
 
 def test_a_version_that_does_not_run_here_is_tuned_all_the_same(
