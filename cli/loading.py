@@ -11,17 +11,25 @@ from models.store import ModelStore
 
 if TYPE_CHECKING:
     from models.detector import Detector
+    from models.inference import InferencePlan
     from models.operation import Operation
 
 
-def load_detector(options: argparse.Namespace, category: str, version: int | None = None) -> Detector:
-    """A version of ``category``, or else the one asked for, or else the active one, on the device asked for."""
+def load_detector(
+    options: argparse.Namespace, category: str, version: int | None = None, plan: InferencePlan | None = None
+) -> Detector:
+    """A version of ``category``, or else the one asked for, or else the active one, on the device asked for.
+
+    Args:
+        plan: another than its own, as of ``Detector.load``.
+    """
     from models.detector import Detector
     from models.device import set_threads
 
     set_threads(options.threads)
     store = ModelStore(options.models)
-    return Detector.load(store.folder(category, version or chosen_version(options, category)), options.device)
+    folder = store.folder(category, version or chosen_version(options, category))
+    return Detector.load(folder, options.device, plan)
 
 
 def operation_in_force(options: argparse.Namespace, detector: Detector) -> Operation:
