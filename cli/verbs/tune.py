@@ -40,14 +40,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print, publish. Interrupted, it leaves nothing behind.
 
     Raises:
-        UsageError: no plan runs here.
+        UsageError: not even float32 runs here.
         StoreReadOnly: this process may not write to the category, and it is no dry run.
     """
     import torch
 
     from models.detector import Detector, configuration_of
     from models.device import set_threads
-    from models.inference import FLOAT32
+    from models.inference import FLOAT32, InferenceError
     from models.operation import Operations
     from models.store import ModelStore
     from models.tuning import candidates, fastest, measure, tuned
@@ -68,11 +68,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         f"{options.category}: version {version}, {own.name}; {len(plans)} plans on "
         f"{len(detector.calibration)} calibration images, {device}, {torch.get_num_threads()} threads"
     )
-    measured, tried, failed = measure(detector, [*plans, *({own} - set(plans))], batches, options.rounds)
-    if not measured:
-        raise UsageError(f"{options.category}: no plan runs here: {failed}")
+    try:
+        measured, tried, failed = measure(detector, [*plans, *({own} - set(plans))], batches, options.rounds)
+    except InferenceError as error:
+        raise UsageError(f"{options.category}: {error}") from error
     _print(measured, failed, batches)
     chosen = fastest(measured, own, SINGLE)
+    kept = tried[chosen]
+    del tried  # the others' networks and kernels
     result: dict[str, Any] = {
         "category": options.category,
         "of_version": version,
@@ -97,7 +100,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     operations = Operations(store)
     operation = operations.in_force(detector)
     warn_of_thresholds_by_hand(detector, operation)
-    made = tuned(detector, tried[chosen], record, operation.operating_point)
+    made = tuned(detector, kept, record, operation.operating_point)
     result["version"] = number = operations.publish(made, activate=options.activate)
     state = "and active" if options.activate else "and not active: compare the two, then activate it"
     inherited = operations.history(options.category, number)  # with the region of interest

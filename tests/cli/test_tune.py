@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 
 from models import tuning
-from models.detector import Detector
+from models.detector import Detector, Ensemble, Scan, by_plan
 from models.inference import FLOAT32, InferencePlan
 from models.operation import Operation, Operations, revised
 from models.region_of_interest import RegionOfInterest
 from models.store import ModelStore
 from models.tuning import Measured, fastest
+from tests.cli.conftest import Run
 from tests.cli.support import COMPUTE, run_main
 from tests.models.detectors import SMALL, make, part
 
@@ -152,6 +156,70 @@ def test_a_version_that_does_not_run_here_is_tuned_all_the_same(
     assert (result["of_version"], result["own"]["engine"], result["version"]) == (2, "cuda_graph", 3)
     assert "needs a CUDA GPU" in result["failed"]["float32 cuda_graph"]
     assert Detector.load(store.folder("plate", 3), "cpu").predict([part(3, 60, 70)])
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nTried"), RuntimeError("")], ids=type)
+@pytest.mark.parametrize("where", ["look", "made"])
+def test_a_plan_that_fails_leaves_the_others(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, where: str
+) -> None:
+    only_faster(monkeypatch, FLOAT32)
+    emptied: list[bool] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(True))
+    failing(monkeypatch, BFLOAT16, error, where)
+    result = tune()
+    assert result["failed"] == {"bfloat16 torch": "CUDA out of memory." if str(error) else "RuntimeError"}
+    assert [line["precision"] for line in result["measured"]] == ["float32"]
+    assert emptied == [True]
+
+
+def test_without_float32_there_is_nothing_to_compare_with(
+    store: ModelStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, FLOAT32, torch.OutOfMemoryError("CUDA out of memory."), "look")
+    outcome = run("tune", "plate", "--models", store.root, *COMPUTE, "--rounds", "2", "--json")
+    outcome.assert_refused(2, "plate: float32 torch", "CUDA out of memory.")
+    assert store.versions("plate") == [1]
+
+
+def test_scans_that_lost_are_given_up_before_the_next_version_is_made(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_faster(monkeypatch, BFLOAT16)
+    made: dict[InferencePlan, weakref.ref[object]] = {}
+    tuned = tuning.tuned
+
+    def noted(scan: Scan | Ensemble, plan: InferencePlan) -> Scan | Ensemble:
+        found = by_plan(scan, plan)
+        made[plan] = weakref.ref(found)
+        return found
+
+    def checked(*arguments: Any) -> Detector:
+        gc.collect()
+        assert [plan for plan, scan in made.items() if scan() is not None] == [BFLOAT16]
+        return tuned(*arguments)
+
+    monkeypatch.setattr(tuning, "by_plan", noted)
+    monkeypatch.setattr(tuning, "tuned", checked)
+    assert tune()["version"] == 2
+    assert set(made) == {FLOAT32, BFLOAT16}
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, plan: InferencePlan, error: RuntimeError, where: str) -> None:
+    """Have a plan fail, when its scan is made or at its first look."""
+
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    def made(scan: Scan | Ensemble, wanted: InferencePlan) -> Scan | Ensemble:
+        if wanted == plan and where == "made":
+            fail()
+        found = by_plan(scan, wanted)
+        if wanted == plan:
+            monkeypatch.setattr(found, "look", fail)
+        return found
+
+    monkeypatch.setattr(tuning, "by_plan", made)
 
 
 def measured(plan: InferencePlan, milliseconds: float) -> Measured:
