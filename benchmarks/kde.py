@@ -20,7 +20,8 @@ from torch import Tensor
 
 from benchmarks.machine import machine, peak_memory
 from models.densities import KernelDensity, KernelDensityConfiguration, paper_gamma
-from models.densities.kernel import LogKernelSum, Precision
+from models.densities.bank import Bank
+from models.densities.kernel import CUDA_CENTRE_TILE, LogKernelSum, Precision
 from models.densities.sampled import CONFIDENCE, SampledLogKernelSum, sample_sizes, stratified_rows
 from models.densities.stream import HeldEmbeddings
 from models.geometry import ScanGeometry
@@ -29,13 +30,15 @@ from models.timing import interleave
 
 SIZES = (10_000, 100_000, 1_000_000)
 DIMENSION, NEIGHBOURS = 512, 32
-MOST_PRODUCTS = 4e8  # of a query and an embedding: fewer queries than an image's where there would be more
+# Of a query and an embedding, by device: fewer queries than an image's where there would be more.
+MOST_PRODUCTS = {"cpu": 4e8, "cuda": math.inf}
 MOST_SECONDS = 60.0  # of the timed runs of each
 CHECKED = 64  # queries compared with float64
 LARGEST_FOR_TREES = 100_000  # scikit-learn holds the bank in float64, and more than once
 TREE_PRODUCTS = 3e5  # it takes about a thousand times as long for each as the others do
 CLUSTERS, SPECTRUM = 60, 0.7  # of made-up embeddings; the deviation along axis i falls as i ** -SPECTRUM
-PART, PRODUCT_TILE = 2**13, 2**12
+PART = 2**13
+PRODUCT_TILES = {"cpu": 2**12, "cuda": CUDA_CENTRE_TILE}  # embeddings of the bare product's tile, by device
 COVERED = 10_000  # queries whose error bars are checked
 RANKING = 4096  # embeddings whose sum tells which queries are the furthest
 ROUNDING = 1e-5  # of the logarithm of a whole sum, which has no error bar
@@ -70,7 +73,8 @@ def measure(
     """Time every way in turns, for made-up embeddings that cluster as those of real parts do.
 
     Args:
-        device: where sums are computed; scikit-learn and FAISS's search run on the CPU.
+        device: where sums are computed; scikit-learn and FAISS's search run on the CPU, and FAISS's on a GPU beside
+            it where FAISS finds one and sums are computed there.
         sizes: of the bank.
         repeats: timed runs of each, which end after a minute.
         dimension: of the embeddings.
@@ -88,7 +92,7 @@ def measure(
 
 def _measure(device: torch.device, size: int, repeats: int, dimension: int) -> list[dict[str, Any]]:
     windows = ScanGeometry().grid_size ** 2
-    count = min(windows, int(MOST_PRODUCTS / size))
+    count = int(min(windows, MOST_PRODUCTS[device.type] / size))
     bank, queries = torch.split(embeddings(size + count, dimension, device), [size, count])
     gamma = paper_gamma(bank[:: max(1, size // 100_000)].cpu().numpy())
     checked = queries[: CHECKED if size <= 100_000 else CHECKED // 4]
@@ -147,6 +151,14 @@ def _ways(bank: Tensor, queries: Tensor, gamma: float) -> dict[str, Way]:
     ways[f"faiss flat, {NEIGHBOURS} nearest"] = Way(
         lambda: index.search(asked, NEIGHBOURS), count, lambda queries: nearest(queries).to(queries.device), product
     )
+    if bank.is_cuda and faiss.get_num_gpus() > 0:
+        held = Bank(index, bank.device)  # searches as a density does, where the queries lie
+
+        def nearest_on_gpu(queries: Tensor) -> Tensor:
+            return torch.logsumexp(-gamma * held.squared_distances(queries, NEIGHBOURS), dim=1)
+
+        search = partial(held.squared_distances, queries, NEIGHBOURS)
+        ways[f"faiss flat on the GPU, {NEIGHBOURS} nearest"] = Way(search, count, nearest_on_gpu, product)
     if len(bank) <= LARGEST_FOR_TREES:
         few = max(1, min(count, int(TREE_PRODUCTS / len(bank))))
         tree = SklearnKernelDensity(bandwidth=1 / math.sqrt(2 * gamma)).fit(host)
@@ -165,10 +177,11 @@ def _product(bank: Tensor, queries: Tensor, precision: Precision) -> Callable[[]
     """All inner products, a tile after the other into the same memory."""
     kind = getattr(torch, precision)
     bank, queries = bank.to(kind), queries.to(kind)
-    memory = queries.new_empty(len(queries) * min(PRODUCT_TILE, len(bank)))
+    rows = PRODUCT_TILES[bank.device.type]
+    memory = queries.new_empty(len(queries) * min(rows, len(bank)))
 
     def run() -> None:
-        for part in torch.split(bank, PRODUCT_TILE):
+        for part in torch.split(bank, rows):
             tile = memory[: len(queries) * len(part)].view(len(queries), len(part))
             torch.mm(queries, part.T, out=tile)
 
