@@ -22,7 +22,7 @@ from benchmarks.machine import machine, peak_memory
 from models.densities import KernelDensity, KernelDensityConfiguration, paper_gamma
 from models.densities.bank import Bank
 from models.densities.kernel import CUDA_CENTRE_TILE, LogKernelSum, Precision
-from models.densities.sampled import CONFIDENCE, SampledLogKernelSum, sample_sizes, stratified_rows
+from models.densities.sampled import CONFIDENCE, LARGEST_SHARE, SampledLogKernelSum, sample_sizes, stratified_rows
 from models.densities.stream import HeldEmbeddings
 from models.geometry import ScanGeometry
 from models.memory import array_bytes
@@ -39,6 +39,7 @@ TREE_PRODUCTS = 3e5  # it takes about a thousand times as long for each as the o
 CLUSTERS, SPECTRUM = 60, 0.7  # of made-up embeddings; the deviation along axis i falls as i ** -SPECTRUM
 PART = 2**13
 PRODUCT_TILES = {"cpu": 2**12, "cuda": CUDA_CENTRE_TILE}  # embeddings of the bare product's tile, by device
+FEWEST = 106  # embeddings of a bank whose dimensions the compressed mode can reduce to 96
 COVERED = 10_000  # queries whose error bars are checked
 RANKING = 4096  # embeddings whose sum tells which queries are the furthest
 ROUNDING = 1e-5  # of the logarithm of a whole sum, which has no error bar
@@ -46,6 +47,10 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "cpu": ("float32", "bfloat16"),
     "cuda": ("float32", "bfloat16", "float16"),
 }
+
+
+class TooFew(ValueError):
+    """A bank is too small for what is to be measured; the message says how large it must be."""
 
 
 class Way(NamedTuple):
@@ -83,7 +88,12 @@ def measure(
         ``rows``: for each size and way the milliseconds of ``queries`` queries (median, spread), scaled to an image's
         3249, the ratio to the bare matrix product of the same precision, the bytes held beside the bank and needed at
         the highest, and the largest and root mean square error of the score against float64.
+
+    Raises:
+        TooFew: a size is below ``FEWEST``.
     """
+    if min(sizes) < FEWEST:
+        raise TooFew(f"a bank of {min(sizes)} embeddings cannot be compressed; --sizes must be at least {FEWEST}")
     facts, rows = machine(device), []
     for size in sizes:
         rows += _measure(device, size, repeats, dimension)
@@ -211,12 +221,21 @@ def coverage(
         Over 10,000 windows of test images, good and defective: ``first_sample``, the share covered where the smallest
         sample tells a half-width (``told``); ``refined``, the share covered of all queries at the default tolerance,
         with the shares of queries that a larger sample or the whole sum decided; half-widths and errors of scores.
+
+    Raises:
+        TooFew: the bank is too small for its smallest sample.
     """
     random = np.random.default_rng(0)
     held, test = (np.load(study / f"{name}.npy", mmap_mode="c") for name in ("bank", "test"))
     chosen = np.sort(random.choice(len(held), min(size or len(held), len(held)), replace=False))
     bank = torch.from_numpy(held[chosen]).to(device)
     configuration = KernelDensityConfiguration(mode="sampled", **({} if samples is None else {"samples": samples}))
+    sizes = sample_sizes(configuration.samples, len(bank))
+    if not sizes:
+        raise TooFew(
+            f"a bank of {len(bank)} embeddings is too small for a sample of {configuration.samples} (--samples): it "
+            f"must have at least {LARGEST_SHARE} times as many, {LARGEST_SHARE * configuration.samples} (--sizes)"
+        )
     gamma = paper_gamma(bank[:: max(1, len(bank) // 100_000)].cpu().numpy())
     whole = LogKernelSum(bank, gamma)
     windows = test.reshape(-1, test.shape[-1])
@@ -227,7 +246,7 @@ def coverage(
     else:
         rows = np.sort(random.choice(len(windows), min(COVERED, len(windows)), replace=False))
     queries = torch.from_numpy(windows[rows]).to(device)
-    true, sizes = whole(queries), sample_sizes(configuration.samples, len(bank))
+    true = whole(queries)
     seen: dict[str, list[Tensor]] = {name: [] for name in ("first", "told", "widths", "refined", "larger", "whole")}
     errors = []
     for seed in range(draws):
