@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 from numpy.typing import NDArray
 
+from benchmarks.kde import FEWEST, TooFew
 from benchmarks.machine import machine
 from models.densities import Density, KernelDensityConfiguration, create_density
 from models.densities.kde import Computed
@@ -66,7 +67,14 @@ def measure(
     Returns:
         For each curve its points and how it ``grows``: the exponent from its last point but one to the last, about 1
         where the time is proportional and 0 where it is flat.
+
+    Raises:
+        TooFew: a bank is below ``FEWEST``.
     """
+    if bank_sizes and min(bank_sizes) < FEWEST:
+        raise TooFew(
+            f"a bank of {min(bank_sizes)} embeddings cannot be compressed; --bank-sizes must be at least {FEWEST}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     facts = machine(device)
     configuration = configuration or DetectorConfiguration()

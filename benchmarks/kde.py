@@ -20,8 +20,9 @@ from torch import Tensor
 
 from benchmarks.machine import machine, peak_memory
 from models.densities import KernelDensity, KernelDensityConfiguration, paper_gamma
-from models.densities.kernel import LogKernelSum, Precision
-from models.densities.sampled import CONFIDENCE, SampledLogKernelSum, sample_sizes, stratified_rows
+from models.densities.bank import Bank
+from models.densities.kernel import CUDA_CENTRE_TILE, LogKernelSum, Precision
+from models.densities.sampled import CONFIDENCE, LARGEST_SHARE, SampledLogKernelSum, sample_sizes, stratified_rows
 from models.densities.stream import HeldEmbeddings
 from models.geometry import ScanGeometry
 from models.memory import array_bytes
@@ -29,13 +30,16 @@ from models.timing import interleave
 
 SIZES = (10_000, 100_000, 1_000_000)
 DIMENSION, NEIGHBOURS = 512, 32
-MOST_PRODUCTS = 4e8  # of a query and an embedding: fewer queries than an image's where there would be more
+# Of a query and an embedding, by device: fewer queries than an image's where there would be more.
+MOST_PRODUCTS = {"cpu": 4e8, "cuda": math.inf}
 MOST_SECONDS = 60.0  # of the timed runs of each
 CHECKED = 64  # queries compared with float64
 LARGEST_FOR_TREES = 100_000  # scikit-learn holds the bank in float64, and more than once
 TREE_PRODUCTS = 3e5  # it takes about a thousand times as long for each as the others do
 CLUSTERS, SPECTRUM = 60, 0.7  # of made-up embeddings; the deviation along axis i falls as i ** -SPECTRUM
-PART, PRODUCT_TILE = 2**13, 2**12
+PART = 2**13
+PRODUCT_TILES = {"cpu": 2**12, "cuda": CUDA_CENTRE_TILE}  # embeddings of the bare product's tile, by device
+FEWEST = 106  # embeddings of a bank whose dimensions the compressed mode can reduce to 96
 COVERED = 10_000  # queries whose error bars are checked
 RANKING = 4096  # embeddings whose sum tells which queries are the furthest
 ROUNDING = 1e-5  # of the logarithm of a whole sum, which has no error bar
@@ -43,6 +47,10 @@ PRECISIONS: dict[str, tuple[Precision, ...]] = {
     "cpu": ("float32", "bfloat16"),
     "cuda": ("float32", "bfloat16", "float16"),
 }
+
+
+class TooFew(ValueError):
+    """A bank is too small for what is to be measured; the message says how large it must be."""
 
 
 class Way(NamedTuple):
@@ -70,7 +78,8 @@ def measure(
     """Time every way in turns, for made-up embeddings that cluster as those of real parts do.
 
     Args:
-        device: where sums are computed; scikit-learn and FAISS's search run on the CPU.
+        device: where sums are computed; scikit-learn and FAISS's search run on the CPU, and FAISS's on a GPU beside
+            it where FAISS finds one and sums are computed there.
         sizes: of the bank.
         repeats: timed runs of each, which end after a minute.
         dimension: of the embeddings.
@@ -79,7 +88,12 @@ def measure(
         ``rows``: for each size and way the milliseconds of ``queries`` queries (median, spread), scaled to an image's
         3249, the ratio to the bare matrix product of the same precision, the bytes held beside the bank and needed at
         the highest, and the largest and root mean square error of the score against float64.
+
+    Raises:
+        TooFew: a size is below ``FEWEST``.
     """
+    if min(sizes) < FEWEST:
+        raise TooFew(f"a bank of {min(sizes)} embeddings cannot be compressed; --sizes must be at least {FEWEST}")
     facts, rows = machine(device), []
     for size in sizes:
         rows += _measure(device, size, repeats, dimension)
@@ -88,7 +102,7 @@ def measure(
 
 def _measure(device: torch.device, size: int, repeats: int, dimension: int) -> list[dict[str, Any]]:
     windows = ScanGeometry().grid_size ** 2
-    count = min(windows, int(MOST_PRODUCTS / size))
+    count = int(min(windows, MOST_PRODUCTS[device.type] / size))
     bank, queries = torch.split(embeddings(size + count, dimension, device), [size, count])
     gamma = paper_gamma(bank[:: max(1, size // 100_000)].cpu().numpy())
     checked = queries[: CHECKED if size <= 100_000 else CHECKED // 4]
@@ -147,6 +161,14 @@ def _ways(bank: Tensor, queries: Tensor, gamma: float) -> dict[str, Way]:
     ways[f"faiss flat, {NEIGHBOURS} nearest"] = Way(
         lambda: index.search(asked, NEIGHBOURS), count, lambda queries: nearest(queries).to(queries.device), product
     )
+    if bank.is_cuda and faiss.get_num_gpus() > 0:
+        held = Bank(index, bank.device)  # searches as a density does, where the queries lie
+
+        def nearest_on_gpu(queries: Tensor) -> Tensor:
+            return torch.logsumexp(-gamma * held.squared_distances(queries, NEIGHBOURS), dim=1)
+
+        search = partial(held.squared_distances, queries, NEIGHBOURS)
+        ways[f"faiss flat on the GPU, {NEIGHBOURS} nearest"] = Way(search, count, nearest_on_gpu, product)
     if len(bank) <= LARGEST_FOR_TREES:
         few = max(1, min(count, int(TREE_PRODUCTS / len(bank))))
         tree = SklearnKernelDensity(bandwidth=1 / math.sqrt(2 * gamma)).fit(host)
@@ -165,10 +187,11 @@ def _product(bank: Tensor, queries: Tensor, precision: Precision) -> Callable[[]
     """All inner products, a tile after the other into the same memory."""
     kind = getattr(torch, precision)
     bank, queries = bank.to(kind), queries.to(kind)
-    memory = queries.new_empty(len(queries) * min(PRODUCT_TILE, len(bank)))
+    rows = PRODUCT_TILES[bank.device.type]
+    memory = queries.new_empty(len(queries) * min(rows, len(bank)))
 
     def run() -> None:
-        for part in torch.split(bank, PRODUCT_TILE):
+        for part in torch.split(bank, rows):
             tile = memory[: len(queries) * len(part)].view(len(queries), len(part))
             torch.mm(queries, part.T, out=tile)
 
@@ -198,12 +221,21 @@ def coverage(
         Over 10,000 windows of test images, good and defective: ``first_sample``, the share covered where the smallest
         sample tells a half-width (``told``); ``refined``, the share covered of all queries at the default tolerance,
         with the shares of queries that a larger sample or the whole sum decided; half-widths and errors of scores.
+
+    Raises:
+        TooFew: the bank is too small for its smallest sample.
     """
     random = np.random.default_rng(0)
     held, test = (np.load(study / f"{name}.npy", mmap_mode="c") for name in ("bank", "test"))
     chosen = np.sort(random.choice(len(held), min(size or len(held), len(held)), replace=False))
     bank = torch.from_numpy(held[chosen]).to(device)
     configuration = KernelDensityConfiguration(mode="sampled", **({} if samples is None else {"samples": samples}))
+    sizes = sample_sizes(configuration.samples, len(bank))
+    if not sizes:
+        raise TooFew(
+            f"a bank of {len(bank)} embeddings is too small for a sample of {configuration.samples} (--samples): it "
+            f"must have at least {LARGEST_SHARE} times as many, {LARGEST_SHARE * configuration.samples} (--sizes)"
+        )
     gamma = paper_gamma(bank[:: max(1, len(bank) // 100_000)].cpu().numpy())
     whole = LogKernelSum(bank, gamma)
     windows = test.reshape(-1, test.shape[-1])
@@ -214,7 +246,7 @@ def coverage(
     else:
         rows = np.sort(random.choice(len(windows), min(COVERED, len(windows)), replace=False))
     queries = torch.from_numpy(windows[rows]).to(device)
-    true, sizes = whole(queries), sample_sizes(configuration.samples, len(bank))
+    true = whole(queries)
     seen: dict[str, list[Tensor]] = {name: [] for name in ("first", "told", "widths", "refined", "larger", "whole")}
     errors = []
     for seed in range(draws):

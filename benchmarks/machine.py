@@ -62,6 +62,7 @@ def machine(device: torch.device = CPU) -> dict[str, Any]:
         "numpy": np.__version__,
         "torch": torch.__version__,
         "faiss": faiss.__version__,
+        "faiss_gpus": faiss.get_num_gpus(),
         **_versions(PACKAGES),
         "commit": _commit(),
     }

@@ -171,12 +171,17 @@ def main() -> None:
     parser.add_argument("--fit-images", type=int, default=FIT_IMAGES)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     options = parser.parse_args()
+    own = (options.models, options.category, options.images)
+    if any(own) and not all(own):
+        parser.error("--models, --category and --images belong together; give all of them, or none")
     if not options.python.exists():
         parser.error(
             f"{options.python} does not exist: make peers-env, or name an interpreter with anomalib (--python)"
         )
     if options.models:
         models, category, images = options.models, options.category, sorted(options.images.rglob("*.png"))
+        if not images:
+            parser.error(f"{options.images} holds no PNG file; name a folder of images (--images)")
     else:
         models, category, images = prepare(options.folder, options.steps, "cpu")
     detector = load_active(models, category, "cpu")

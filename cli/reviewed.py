@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from cli.errors import UsageError
-from cli.loading import load_detector, operation_in_force
+from cli.loading import load_detector, operation_in_force, warn_of_thresholds_by_hand
 from cli.options import add_common, add_version, positive_integer
 from cli.progress import say
 
@@ -65,8 +65,10 @@ def extend(options: argparse.Namespace) -> dict[str, Any]:
         "author": system_user(),
     }
     inputs = np.stack([detector.place(read_image(one.image))[0] for one in chosen if one.image is not None])
+    operation = operation_in_force(options, detector)
+    warn_of_thresholds_by_hand(detector, operation)
     try:
-        made = extended(detector, inputs, source)
+        made = extended(detector, inputs, source, operation.operating_point)
     except NotExtendable as error:
         raise UsageError(f"{options.category}: {error}") from error
     version = Operations(store).publish(made, activate=False)

@@ -299,6 +299,7 @@ class Detector:
         self,
         scan: Scan | Ensemble,
         calibration_set: CalibrationSet,
+        before: OperatingPoint | None = None,
         *,
         data_fingerprint: str | None = None,
         training: dict[str, Any] | None = None,
@@ -309,13 +310,17 @@ class Detector:
 
         Args:
             calibration_set: by that scan.
+            before: what is in force for this one, whose false-reject rate and invalidity threshold go on; its own
+                operating point if None.
             data_fingerprint, training: its own, where they differ.
         """
+        before = before or self.operating_point
+        point = calibration_set.scores.operating_point(before.false_reject_rate)
         return type(self)(
             self.category,
             scan,
             calibration_set,
-            calibration_set.scores.operating_point(self.operating_point.false_reject_rate),
+            point.model_copy(update={"invalidity_threshold": before.invalidity_threshold}),
             validity=self.validity,
             data_fingerprint=data_fingerprint or self.data_fingerprint,
             training=training or self.training,

@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from models.artifact import sync_folder, sync_tree
 from models.calibration_set import calibrate
 from models.densities import Density, KernelDensity
-from models.detector import Detector, Scan, combine
+from models.detector import Detector, Scan, combine, configuration_of
 from models.graph import INPUT, OUTPUTS, DetectorGraph
 from models.heatmap import peak_window
-from models.inference import FLOAT32
+from models.inference import FLOAT32, InferencePlan
 from models.operation import Operation
 from models.sessions import FACTS, OnnxSession, OpenVinoSession, Outcome, Session, openvino, require
 from models.store_files import remove
@@ -63,7 +63,7 @@ def export(
     """Write a detector and check it on its calibration images.
 
     Args:
-        detector: a published one, on the CPU.
+        detector: a published one, on the CPU, loaded by its own plan or by float32.
         operation: its thresholds go with the model, set anew where the version does not compute in float32; its region
             of interest is where windows count.
         folder: must not exist.
@@ -84,7 +84,7 @@ def export(
     for library in LIBRARIES[form]:
         openvino() if library == "openvino" else require(library, form)
     graph = DetectorGraph(detector.scan, operation.region_of_interest).eval()
-    plan = detector.scan.configuration.inference
+    plan = _own_plan(detector)
     detector, operation = in_float32(detector, operation)
     facts, side = describe(detector, operation), detector.geometry.image_size
     staging = folder.with_name(f".{folder.name}.new")
@@ -118,11 +118,13 @@ def in_float32(detector: Detector, operation: Operation) -> tuple[Detector, Oper
     """The same detector computed in float32, as every engine can, and an operation whose thresholds are made for that.
 
     A plan of half precision moves scores, so the calibration images are scanned again, and give the thresholds for the
-    same false-reject rate in the same region. A detector that computes in float32 stays as it is.
+    same false-reject rate in the same region; so they are where a version of another plan was loaded by float32. A
+    detector that computes in float32 stays as it is.
     """
     scan = detector.scan
     members = [(member, _density_in_float32(member.density)) for member in scan.members]
-    if scan.configuration.inference == FLOAT32 and all(member.density is density for member, density in members):
+    plans = {_own_plan(detector), scan.configuration.inference}
+    if plans == {FLOAT32} and all(member.density is density for member, density in members):
         return detector, operation
     configuration = scan.configuration.model_copy(update={"inference": FLOAT32})
     exact = combine([Scan(configuration, member.encoder, density, scan.device) for member, density in members])
@@ -134,6 +136,13 @@ def in_float32(detector: Detector, operation: Operation) -> tuple[Detector, Oper
     return made, operation.model_copy(
         update={"operating_point": point.model_copy(update={"invalidity_threshold": before.invalidity_threshold})}
     )
+
+
+def _own_plan(detector: Detector) -> InferencePlan:
+    """The one that its calibration is of, whatever it was loaded by."""
+    if detector.manifest is None:
+        return detector.scan.configuration.inference
+    return configuration_of(detector.manifest).inference
 
 
 def _density_in_float32(density: Density) -> Density:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.calibration import Calibration
+from models.calibration import Calibration, OperatingPoint
 from models.calibration_set import CalibrationSet, calibrate
 from models.densities.bank import BankDensity
 from models.detector import Detector, Scan, combine
@@ -39,20 +39,23 @@ def check_extendable(detector: Detector) -> None:
         )
 
 
-def extend(detector: Detector, inputs: NDArray[np.uint8], source: Mapping[str, Any]) -> Detector:
+def extend(
+    detector: Detector, inputs: NDArray[np.uint8], source: Mapping[str, Any], before: OperatingPoint | None = None
+) -> Detector:
     """A detector whose bank has all windows of more good images beside its own.
 
     Args:
         inputs: (n, S, S, 3), images of good parts as ``detector.place`` gives them.
         source: where they are from, ready for JSON; kept with the detector.
+        before: what is in force for ``detector``, as of ``Detector.rescanned``.
 
     Returns:
-        A detector not yet saved, at the false-reject rate of ``detector``, without its review band.
+        A detector not yet saved, at the false-reject rate of ``before``, without its review band.
 
     Raises:
         NotExtendable: see ``extension_steps``.
     """
-    steps = extension_steps(detector, inputs, source)
+    steps = extension_steps(detector, inputs, source, before)
     while True:
         try:
             next(steps)
@@ -62,7 +65,7 @@ def extend(detector: Detector, inputs: NDArray[np.uint8], source: Mapping[str, A
 
 
 def extension_steps(
-    detector: Detector, inputs: NDArray[np.uint8], source: Mapping[str, Any]
+    detector: Detector, inputs: NDArray[np.uint8], source: Mapping[str, Any], before: OperatingPoint | None = None
 ) -> Generator[None, None, Detector]:
     """As ``extend``, in steps that each look at one image, for whoever has other work between them.
 
@@ -91,6 +94,7 @@ def extension_steps(
     return detector.rescanned(
         scan,
         calibration_set,
+        before,
         data_fingerprint=digest.hexdigest(),
         training={**detector.training, "extensions": [*detector.training.get("extensions", []), extension]},
     )

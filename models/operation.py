@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from models.detector import Detector
 
 _RECORD = "operation-"
+ROUNDING = 1e-5  # of a threshold
 
 Author = Annotated[str, Field(min_length=1, max_length=200)]
 Note = Annotated[str, Field(max_length=1000)]
@@ -86,6 +88,17 @@ def revised(
         author=author,
         created=datetime.now(UTC),
         note=note,
+    )
+
+
+def set_by_hand(detector: Detector, operation: Operation) -> bool:
+    """Whether a threshold of an operation is another than its false-reject rate gives on the calibration images."""
+    point = operation.operating_point
+    derived = detector.operating_point_for(point.false_reject_rate, operation.region_of_interest)
+    # With a region the map's is of maps made anew, which round by the machine.
+    return not (
+        math.isclose(point.image_threshold, derived.image_threshold, abs_tol=ROUNDING)
+        and math.isclose(point.pixel_threshold, derived.pixel_threshold, abs_tol=ROUNDING)
     )
 
 
@@ -186,11 +199,11 @@ class Operations:
         records = {}
         if (source := self._active(detector.category)) is not None and source[1].region_of_interest is not None:
             version, operation = source
+            own = detector.operating_point
+            point = detector.operating_point_for(own.false_reject_rate, operation.region_of_interest)
             inherited = Operation(
                 number=1,
-                operating_point=detector.operating_point_for(
-                    detector.operating_point.false_reject_rate, operation.region_of_interest
-                ),
+                operating_point=point.model_copy(update={"invalidity_threshold": own.invalidity_threshold}),
                 region_of_interest=operation.region_of_interest,
                 author=author or system_user(),
                 created=datetime.now(UTC),

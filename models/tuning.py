@@ -7,7 +7,7 @@ the calibration images, scanned by the new plan, so that the false-reject rate h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from models.calibration import OperatingPoint
 from models.calibration_set import CalibrationSet, calibrate
 from models.detector import Detector, Ensemble, Scan, by_plan
 from models.device import computes_bfloat16
@@ -93,18 +94,28 @@ def measure(
 
     Returns:
         What was measured, in the order of ``plans``; what was made for it; and why others could not be, by their names.
+
+    Raises:
+        InferenceError: float32 by torch, which all are compared with, does not run either.
     """
     tried: dict[InferencePlan, Tried] = {}
     failed: dict[str, str] = {}
-    known = detector.calibration_set
+    batched = {batch: _taken(detector.calibration_set.inputs, batch) for batch in batches}
     for plan in [FLOAT32, *(plan for plan in plans if plan != FLOAT32)]:
         try:
-            scan = by_plan(detector.scan, plan)
-            tried[plan] = Tried(scan, calibrate(scan, detector.geometry, known.inputs, known.contents))
-        except (InferenceError, ValueError) as error:  # such as numbers too large for float16
-            failed[plan.name] = str(error)
+            tried[plan] = _try(detector, plan, batched.values())
+        # Too little memory, kernels that cannot be recorded, numbers too large for float16: the others go on.
+        except (RuntimeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if plan == FLOAT32:
+                raise InferenceError(
+                    f"{plan.name}, which all are compared with, does not run here: {reason}"
+                ) from error
+            failed[plan.name] = reason
+        if plan.name in failed:  # here, where the error no longer holds what was made
+            torch.cuda.empty_cache()
     timed = {plan: tried[plan] for plan in plans if plan in tried}
-    timings = {batch: _timings(timed, _taken(known.inputs, batch), rounds) for batch in batches}
+    timings = {batch: _timings(timed, images, rounds) for batch, images in batched.items()}
     exact = tried[FLOAT32].calibration_set
     measured = []
     for plan, (_, found) in timed.items():
@@ -130,14 +141,25 @@ def fastest(measured: Sequence[Measured], own: InferencePlan, batch: int) -> Inf
     return own if own in times and times[own] < NOISE * times[best] else best
 
 
-def tuned(detector: Detector, chosen: Tried, record: Mapping[str, Any]) -> Detector:
+def tuned(
+    detector: Detector, chosen: Tried, record: Mapping[str, Any], before: OperatingPoint | None = None
+) -> Detector:
     """A detector that computes by a plan that was tried on it, calibrated by it, at the same false-reject rate.
 
     Args:
         record: what was measured, ready for JSON; kept with the detector.
+        before: what is in force for ``detector``, as of ``Detector.rescanned``.
     """
     training = {**detector.training, "tuning": {**record, "of_version": detector.version}}
-    return detector.rescanned(*chosen, training=training)
+    return detector.rescanned(*chosen, before, training=training)
+
+
+def _try(detector: Detector, plan: InferencePlan, batched: Iterable[NDArray[np.uint8]]) -> Tried:
+    """A detector's scan by a plan, after a look at each batch that is to be timed: those need the most memory."""
+    scan, known = by_plan(detector.scan, plan), detector.calibration_set
+    for images in batched:
+        scan.look(images)
+    return Tried(scan, calibrate(scan, detector.geometry, known.inputs, known.contents))
 
 
 def _taken(inputs: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,8 @@ async def extend_active(
             "author": author,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        made = await _made(service, served.detector, np.stack(inputs), source)
+        steps = extension_steps(served.detector, np.stack(inputs), source, served.operation.operating_point)
+        made = await _made(service, steps)
         version = await service.registry.publish(made, author)
         return version, made, served.version
 
@@ -91,11 +92,7 @@ def _placed(service: Service, detector: Detector, inspection: Reviewed) -> NDArr
     return pixels
 
 
-async def _made(
-    service: Service, detector: Detector, inputs: NDArray[np.uint8], source: Mapping[str, object]
-) -> Detector:
-    steps = extension_steps(detector, inputs, source)
-
+async def _made(service: Service, steps: Generator[None, None, Detector]) -> Detector:
     def step() -> Detector | None:
         try:
             next(steps)

@@ -47,9 +47,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     from models.densities.traceable import NotTraceable
     from models.export import export
+    from models.inference import FLOAT32
     from models.sessions import MissingExtra
 
-    detector = load_detector(options, options.category)
+    # By float32, which the model computes in: its own plan may need a GPU or a compiler.
+    detector = load_detector(options, options.category, plan=FLOAT32)
     try:
         report = export(
             detector,

@@ -151,13 +151,16 @@ def _operation(options: argparse.Namespace) -> dict[str, Any]:
     from models.activations import system_user
     from models.detector import Detector
     from models.images import read_mask
+    from models.inference import FLOAT32
     from models.operation import Operations, revised
     from models.region_of_interest import RegionOfInterest
     from models.store import ModelStore
 
     store = ModelStore(options.models)
     operations = Operations(store)
-    detector = Detector.load(store.folder(options.category, chosen_version(options, options.category)), "cpu")
+    # Nothing is scanned, so by float32, which runs everywhere; its own plan may need a GPU or a compiler.
+    folder = store.folder(options.category, chosen_version(options, options.category))
+    detector = Detector.load(folder, "cpu", FLOAT32)
     author = system_user()
     changes: dict[str, Any] = {}
     if options.false_reject_rate is not None:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import UsageError
-from cli.loading import chosen_version
+from cli.loading import chosen_version, warn_of_thresholds_by_hand
 from cli.options import add_common, add_models, add_version, positive_integer
 from cli.progress import say
 
@@ -40,14 +40,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print, publish. Interrupted, it leaves nothing behind.
 
     Raises:
-        UsageError: no plan runs here.
+        UsageError: not even float32 runs here.
         StoreReadOnly: this process may not write to the category, and it is no dry run.
     """
     import torch
 
     from models.detector import Detector, configuration_of
     from models.device import set_threads
-    from models.inference import FLOAT32
+    from models.inference import FLOAT32, InferenceError
     from models.operation import Operations
     from models.store import ModelStore
     from models.tuning import candidates, fastest, measure, tuned
@@ -68,11 +68,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         f"{options.category}: version {version}, {own.name}; {len(plans)} plans on "
         f"{len(detector.calibration)} calibration images, {device}, {torch.get_num_threads()} threads"
     )
-    measured, tried, failed = measure(detector, [*plans, *({own} - set(plans))], batches, options.rounds)
-    if not measured:
-        raise UsageError(f"{options.category}: no plan runs here: {failed}")
+    try:
+        measured, tried, failed = measure(detector, [*plans, *({own} - set(plans))], batches, options.rounds)
+    except InferenceError as error:
+        raise UsageError(f"{options.category}: {error}") from error
     _print(measured, failed, batches)
     chosen = fastest(measured, own, SINGLE)
+    kept = tried[chosen]
+    del tried  # the others' networks and kernels
     result: dict[str, Any] = {
         "category": options.category,
         "of_version": version,
@@ -94,15 +97,20 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print(f"{options.category}: the fastest is {chosen.name}; a dry run publishes nothing")
         return result
     record = {name: value for name, value in result.items() if name not in ("category", "version")}
-    made = tuned(detector, tried[chosen], record)
-    result["version"] = Operations(store).publish(made, activate=options.activate)
+    operations = Operations(store)
+    operation = operations.in_force(detector)
+    warn_of_thresholds_by_hand(detector, operation)
+    made = tuned(detector, kept, record, operation.operating_point)
+    result["version"] = number = operations.publish(made, activate=options.activate)
     state = "and active" if options.activate else "and not active: compare the two, then activate it"
-    before, after = detector.operating_point.image_threshold, made.operating_point.image_threshold
+    inherited = operations.history(options.category, number)  # with the region of interest
+    before, after = operation.operating_point, inherited[-1].operating_point if inherited else made.operating_point
     print(
-        f"{options.category}: version {result['version']} is version {version} by {chosen.name}, published {state}; "
-        f"image threshold {before:.4f} -> {after:.4f}"
+        f"{options.category}: version {number} is version {version} by {chosen.name}, published {state}; "
+        f"false-reject rate {after.false_reject_rate:.2%}, image threshold {before.image_threshold:.4f} -> "
+        f"{after.image_threshold:.4f}"
     )
-    return {**result, "image_threshold": after}
+    return {**result, "image_threshold": after.image_threshold, "false_reject_rate": after.false_reject_rate}
 
 
 def _print(measured: Sequence[Measured], failed: dict[str, str], batches: Sequence[int]) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import torch
 from scipy.special import logsumexp
+from torch import Tensor
 
+from benchmarks import kde
 from benchmarks.kde import coverage, embeddings, log_sums_in_float64, measure
 from models.densities.kernel import LogKernelSum
-from tests.models.embeddings import squared_distances
+from tests.models.embeddings import spied_searches, squared_distances
 
 CPU = torch.device("cpu")
 SIZE, DIMENSION = 1500, 24
@@ -22,12 +25,12 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.kde.MOST_PRODUCTS", 150 * SIZE)
+    monkeypatch.setitem(kde.MOST_PRODUCTS, "cpu", 150 * SIZE)
     monkeypatch.setattr("benchmarks.kde.CHECKED", 20)
 
 
-def rows() -> dict[str, dict[str, Any]]:
-    found = measure(CPU, [SIZE], 1, DIMENSION)
+def rows(device: torch.device = CPU) -> dict[str, dict[str, Any]]:
+    found = measure(device, [SIZE], 1, DIMENSION)
     assert found["machine"]["torch"] == torch.__version__
     return {row["way"]: row for row in found["rows"]}
 
@@ -46,6 +49,33 @@ def test_every_way_is_timed_and_compared_with_float64() -> None:
     assert found["exact, float32"]["milliseconds_an_image"] == pytest.approx(
         found["exact, float32"]["milliseconds"] * 3249 / 150, rel=1e-3
     )
+
+
+def test_the_product_takes_tile_by_tile_of_the_whole_bank(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    product = torch.mm
+
+    def noted(queries: Tensor, centres: Tensor, *, out: Tensor) -> Tensor:
+        shapes.append(tuple(centres.shape))
+        return product(queries, centres, out=out)
+
+    monkeypatch.setitem(kde.PRODUCT_TILES, "cpu", 40)
+    monkeypatch.setattr("torch.mm", noted)
+    bank, queries = torch.split(embeddings(110, DIMENSION, CPU), [100, 10])
+    kde._product(bank, queries, "float32")()
+    assert shapes == [(DIMENSION, 40), (DIMENSION, 40), (DIMENSION, 20)]
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_an_image_is_asked_whole_and_faiss_searches_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = spied_searches(monkeypatch)
+    found = rows(torch.device("cuda"))
+    assert found["product, float32"]["queries"] == found["exact, float32"]["queries"] == 3249
+    on_gpu = "faiss flat on the GPU, 32 nearest"
+    assert (on_gpu in found) == bool(searches) == (faiss.get_num_gpus() > 0)
+    if searches:
+        on_cpu = found["faiss flat, 32 nearest"]
+        assert found[on_gpu]["rms_error"] == pytest.approx(on_cpu["rms_error"], abs=1e-4)
 
 
 def test_a_wrong_sum_shows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -53,6 +54,7 @@ def test_machine() -> None:
     assert facts["threads"] == torch.get_num_threads()
     assert (facts["torch"], facts["numpy"]) == (torch.__version__, np.__version__)
     assert facts["load"] >= 0
+    assert facts["faiss_gpus"] == faiss.get_num_gpus()
     assert "gpu" not in facts
 
 

@@ -57,6 +57,26 @@ def test_no_environment_is_refused() -> None:
     assert "make peers-env" in done.stderr
 
 
+@pytest.mark.parametrize("given", [("--models", "x"), ("--images", "y"), ("--models", "x", "--category", "z")])
+def test_options_of_ones_own_store_belong_together(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["peers", "--python", sys.executable, *given])
+    with pytest.raises(SystemExit, match="2"):
+        peers.main()
+    assert "--models, --category and --images belong together" in capsys.readouterr().err
+
+
+def test_a_folder_without_images_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own = ("--models", "x", "--category", "z", "--images", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["peers", "--python", sys.executable, *own])
+    with pytest.raises(SystemExit, match="2"):
+        peers.main()
+    assert f"{tmp_path} holds no PNG file" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not ENVIRONMENT.exists(), reason="make peers-env makes the environment with anomalib")
 def test_anomalib(tmp_path: Path) -> None:

@@ -41,5 +41,20 @@ def test_kernel_densities_are_timed_or_their_error_bars_counted(run: Run, tmp_pa
     covered = run("benchmark", "kde", *options, "--json", *COMPUTE)
     assert covered.status == 0
     assert (covered.result["embeddings"], covered.result["draws"]) == (1500, 1)
+    small = run("benchmark", "kde", *options, "--sizes", "1023", *COMPUTE)
+    small.assert_refused(2, "1023 embeddings", "a sample of 256", "at least 4 times as many, 1024")
     run("benchmark", "kde", "--study", str(tmp_path / "none")).assert_refused(2, "bank.npy", "none")
     run("benchmark", "kde", "--furthest").assert_refused(2, "--furthest", "--study")
+
+
+@pytest.mark.parametrize(("name", "option"), [("kde", "--sizes"), ("growth", "--bank-sizes")])
+def test_banks_too_small_to_be_compressed_are_refused(run: Run, tmp_path: Path, name: str, option: str) -> None:
+    out = tmp_path / "out"
+    outcome = run("benchmark", name, option, "2000", "105", "--out", out, *COMPUTE)
+    outcome.assert_refused(2, "105 embeddings", "at least 106", option)
+    assert not out.exists()
+
+
+def test_the_smallest_bank_that_is_accepted_can_be_measured(run: Run) -> None:
+    """In all dimensions of an embedding, which are reduced."""
+    assert run("benchmark", "kde", "--sizes", "106", "--repeats", "1", "--json", *COMPUTE).status == 0

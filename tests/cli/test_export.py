@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from models.artifact import read_manifest
-from models.detector import Detector
+from models.calibration_set import calibrate
+from models.detector import Detector, by_plan
 from models.export import in_float32
 from models.images import read_image
+from models.inference import FLOAT32, InferencePlan
 from models.operation import Operations, revised
 from models.sessions import OnnxSession, OpenVinoSession
 from models.store import ModelStore
@@ -53,6 +55,25 @@ def test_export_writes_a_model_that_scores_as_the_version_does(
     assert session.look(placed[None]).image_scores[0] == pytest.approx(prediction.image_score, abs=1e-5)
     np.testing.assert_allclose(session.look(placed[None]).anomaly_maps[0], prediction.anomaly_map, rtol=0, atol=1e-5)
     assert [path.name for path in out.parent.iterdir()] == ["exported"]
+
+
+def test_a_version_that_needs_a_gpu_is_exported_without_one(run: Run, own_models: Path, tmp_path: Path) -> None:
+    store = ModelStore(own_models)
+    detector = Detector.load(store.folder(CATEGORY, 1), "cpu", FLOAT32)
+    held = detector.calibration_set
+    by_half = by_plan(detector.scan, InferencePlan(precision="bfloat16"))
+    half = detector.rescanned(by_half, calibrate(by_half, detector.geometry, held.inputs, held.contents))
+    gpu = InferencePlan(precision="bfloat16", engine="cuda_graph")
+    half.scan.configuration = half.scan.configuration.model_copy(update={"inference": gpu})
+    store.publish(CATEGORY, half.save)
+    out = tmp_path / "exported"
+    outcome = run("export", CATEGORY, "--format", "onnx", "--out", out, "--models", own_models, "--json", *THREADS)
+    assert outcome.status == 0, outcome.errors
+    assert (outcome.result["version"], outcome.result["plan_of_version"]) == (2, "bfloat16 cuda_graph")
+    # Calibrated as the model computes, not as the version does.
+    exact = calibrate(detector.scan, detector.geometry, held.inputs, held.contents).scores
+    threshold = exact.operating_point(half.operating_point.false_reject_rate).image_threshold
+    assert outcome.result["image_threshold"] == threshold != half.operating_point.image_threshold
 
 
 @pytest.mark.parametrize(

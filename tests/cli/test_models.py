@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.detector import Detector
+from models.inference import InferencePlan
 from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE
@@ -19,8 +21,6 @@ FILES = {"encoder.safetensors", "density.safetensors", "bank.faiss", "calibratio
 @pytest.fixture
 def two_versions(own_models: Path) -> Path:
     """A store with a second version, which is not active."""
-    from models.detector import Detector
-
     store = ModelStore(own_models)
     detector = Detector.load(store.folder(CATEGORY, 1), "cpu")
     assert store.publish(CATEGORY, detector.save, activate=False) == 2
@@ -154,6 +154,17 @@ def test_operation_records_what_scores_are_judged_by_from_then_on(run: Run, own_
     back = run("models", "operation", *places, "--restore", "0").result
     assert (back["operation"]["number"], back["operation"]["restores"]) == (2, 0)
     assert back["operation"]["operating_point"]["image_threshold"] == before["threshold"]
+
+
+def test_operation_of_a_version_that_does_not_run_here(run: Run, own_models: Path) -> None:
+    store = ModelStore(own_models)
+    detector = Detector.load(store.folder(CATEGORY, 1), "cpu")
+    gpu = InferencePlan(precision="float32", engine="cuda_graph")
+    detector.scan.configuration = detector.scan.configuration.model_copy(update={"inference": gpu})
+    store.publish(CATEGORY, detector.save)
+    outcome = run("models", "operation", CATEGORY, "--models", own_models, "--false-reject-rate", "0.9", "--json")
+    assert outcome.status == 0, outcome.errors
+    assert (outcome.result["version"], outcome.result["operation"]["number"]) == (2, 1)
 
 
 def test_operation_takes_a_region_of_interest_and_lays_it_down_again(

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from models.densities import NearestNeighboursConfiguration
+from models.detector import Detector
 from models.store import ModelStore
 from service.server import serving
 from service.settings import load_settings
@@ -57,6 +58,15 @@ def test_extend_then_compare(run: Run, plant: tuple[Path, dict[str, str]]) -> No
     assert {change["id"] for change in result["changed"]} == {ids["false alarm"], ids["another"], ids["defect"]}
     assert {tuple(change["verdicts"]) for change in result["changed"]} == {("defective", "good")}
     assert "left out of these figures: 1" in compared.output
+
+
+def test_an_extension_is_at_the_rate_in_force(run: Run, plant: tuple[Path, dict[str, str]]) -> None:
+    models, ids = plant
+    assert run("models", "operation", CATEGORY, "--false-reject-rate", "0.4", "--models", models).status == 0
+    made = run("models", "extend", CATEGORY, ids["false alarm"], "--models", models, *COMPUTE)
+    assert made.status == 0, made.errors
+    assert Detector.load(ModelStore(models).folder(CATEGORY, 2), "cpu").operating_point.false_reject_rate == 0.4
+    assert "by hand" not in made.errors
 
 
 def test_what_cannot_be_used(run: Run, plant: tuple[Path, dict[str, str]], tmp_path: Path) -> None:

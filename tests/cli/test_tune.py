@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 
 from models import tuning
-from models.detector import Detector
+from models.detector import Detector, Ensemble, Scan, by_plan
 from models.inference import FLOAT32, InferencePlan
+from models.operation import Operation, Operations, revised
+from models.region_of_interest import RegionOfInterest
 from models.store import ModelStore
 from models.tuning import Measured, fastest
+from tests.cli.conftest import Run
 from tests.cli.support import COMPUTE, run_main
 from tests.models.detectors import SMALL, make, part
 
@@ -88,6 +95,54 @@ def test_it_is_activated_where_that_is_asked_for(
     assert store.active("plate") == 2
 
 
+def operate(store: ModelStore, make: Callable[[Detector, Operation], Operation]) -> Operation:
+    """Put an operation in force for version 1."""
+    detector = Detector.load(store.folder("plate", 1), "cpu")
+    return Operations(store).record(detector, partial(make, detector))
+
+
+def test_the_rate_in_force_goes_on(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = np.zeros((10, 100), np.bool_)
+    mask[:, :45] = True
+    region = RegionOfInterest.of_mask(mask)
+    before = operate(store, partial(revised, author="ann", rate=0.4, region=region))
+    only_faster(monkeypatch, BFLOAT16)
+    outcome = run_main(capsys, "tune", "plate", "--models", store.root, *COMPUTE, "--rounds", "2", "--activate")
+    assert outcome.status == 0, outcome.errors
+    after = Detector.load(store.folder("plate", 2), "cpu")
+    assert after.operating_point == after.calibration.operating_point(0.4)
+    decides = Operations(store).in_force(after)
+    assert decides.region_of_interest == region
+    assert decides.operating_point == after.operating_point_for(0.4, region)
+    thresholds = [one.operating_point.image_threshold for one in (before, decides)]
+    assert "false-reject rate 40.00%, image threshold {:.4f} -> {:.4f}".format(*thresholds) in outcome.output
+    assert "by hand" not in outcome.errors
+
+
+def test_a_threshold_set_by_hand_goes_on_as_the_rate_that_it_stood_for(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def by_hand(detector: Detector, before: Operation) -> Operation:
+        scores = np.sort(detector.calibration.image_scores)
+        threshold = float(scores[-2:].mean())  # one of five is above it
+        changes = {"image_threshold": threshold, "false_reject_rate": detector.calibration.rate_of(threshold)}
+        point = before.operating_point.model_copy(update={**changes, "invalidity_threshold": 1.5})
+        return before.model_copy(update={"operating_point": point})
+
+    operation = operate(store, by_hand)
+    only_faster(monkeypatch, BFLOAT16)
+    outcome = run_main(capsys, "tune", "plate", "--models", store.root, *COMPUTE, "--rounds", "2", "--json")
+    assert outcome.status == 0, outcome.errors
+    assert "operation 1, were set by hand" in outcome.errors
+    assert "33.33%" in outcome.errors
+    after = Detector.load(store.folder("plate", 2), "cpu")
+    assert outcome.result["false_reject_rate"] == operation.operating_point.false_reject_rate == 2 / 6
+    assert after.operating_point.image_threshold == np.sort(after.calibration.image_scores)[-2]
+    assert after.operating_point.invalidity_threshold == 1.5
+
+
 def test_a_version_that_does_not_run_here_is_tuned_all_the_same(
     store: ModelStore, tune: Tune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +156,70 @@ def test_a_version_that_does_not_run_here_is_tuned_all_the_same(
     assert (result["of_version"], result["own"]["engine"], result["version"]) == (2, "cuda_graph", 3)
     assert "needs a CUDA GPU" in result["failed"]["float32 cuda_graph"]
     assert Detector.load(store.folder("plate", 3), "cpu").predict([part(3, 60, 70)])
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory.\nTried"), RuntimeError("")], ids=type)
+@pytest.mark.parametrize("where", ["look", "made"])
+def test_a_plan_that_fails_leaves_the_others(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, where: str
+) -> None:
+    only_faster(monkeypatch, FLOAT32)
+    emptied: list[bool] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(True))
+    failing(monkeypatch, BFLOAT16, error, where)
+    result = tune()
+    assert result["failed"] == {"bfloat16 torch": "CUDA out of memory." if str(error) else "RuntimeError"}
+    assert [line["precision"] for line in result["measured"]] == ["float32"]
+    assert emptied == [True]
+
+
+def test_without_float32_there_is_nothing_to_compare_with(
+    store: ModelStore, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, FLOAT32, torch.OutOfMemoryError("CUDA out of memory."), "look")
+    outcome = run("tune", "plate", "--models", store.root, *COMPUTE, "--rounds", "2", "--json")
+    outcome.assert_refused(2, "plate: float32 torch", "CUDA out of memory.")
+    assert store.versions("plate") == [1]
+
+
+def test_scans_that_lost_are_given_up_before_the_next_version_is_made(
+    tune: Tune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_faster(monkeypatch, BFLOAT16)
+    made: dict[InferencePlan, weakref.ref[object]] = {}
+    tuned = tuning.tuned
+
+    def noted(scan: Scan | Ensemble, plan: InferencePlan) -> Scan | Ensemble:
+        found = by_plan(scan, plan)
+        made[plan] = weakref.ref(found)
+        return found
+
+    def checked(*arguments: Any) -> Detector:
+        gc.collect()
+        assert [plan for plan, scan in made.items() if scan() is not None] == [BFLOAT16]
+        return tuned(*arguments)
+
+    monkeypatch.setattr(tuning, "by_plan", noted)
+    monkeypatch.setattr(tuning, "tuned", checked)
+    assert tune()["version"] == 2
+    assert set(made) == {FLOAT32, BFLOAT16}
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, plan: InferencePlan, error: RuntimeError, where: str) -> None:
+    """Have a plan fail, when its scan is made or at its first look."""
+
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    def made(scan: Scan | Ensemble, wanted: InferencePlan) -> Scan | Ensemble:
+        if wanted == plan and where == "made":
+            fail()
+        found = by_plan(scan, wanted)
+        if wanted == plan:
+            monkeypatch.setattr(found, "look", fail)
+        return found
+
+    monkeypatch.setattr(tuning, "by_plan", made)
 
 
 def measured(plan: InferencePlan, milliseconds: float) -> Measured:

@@ -71,6 +71,14 @@ def test_thresholds_are_those_of_the_calibration_images_under_the_new_bank() -> 
     assert not np.allclose(after.calibration.image_scores, before.calibration.image_scores, rtol=0, atol=1e-6)
 
 
+def test_what_is_in_force_goes_on() -> None:
+    before = make()
+    point = before.calibration.operating_point(0.4).model_copy(update={"invalidity_threshold": 1.5})
+    after = extend(before, before.place(ODD)[0][None], {}, point)
+    assert (after.operating_point.false_reject_rate, after.operating_point.invalidity_threshold) == (0.4, 1.5)
+    assert after.operating_point.image_threshold == after.calibration.operating_point(0.4).image_threshold
+
+
 def test_every_member_of_an_ensemble_is_extended() -> None:
     scan, calibration_set = learn_once(SMALL)
     both = Detector("plate", Ensemble([scan, scan]), calibration_set, data_fingerprint=FINGERPRINT)

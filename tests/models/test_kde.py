@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,7 @@ from models.densities import KernelDensity, KernelDensityConfiguration
 from models.densities.base import DENSITY_FILE
 from models.densities.kernel import CENTRE_TILE, QUERY_TILE
 from models.densities.stream import PART, HeldEmbeddings
-from tests.models.embeddings import squared_distances, unit_vectors
+from tests.models.embeddings import spied_searches, squared_distances, unit_vectors
 
 TOLERANCE = 1e-5
 EXACT, NEIGHBOURS = "exact", "neighbours"
@@ -199,7 +200,8 @@ def test_the_bank_is_held_once(mode: str, tmp_path: Path) -> None:
 
 @pytest.mark.cuda
 @modes
-def test_cuda_scores_as_the_cpu_does(mode: str, tmp_path: Path) -> None:
+def test_cuda_scores_as_the_cpu_does(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = spied_searches(monkeypatch)
     X, Q = unit_vectors(CENTRE_TILE + 37, 512, 0), unit_vectors(QUERY_TILE + 1, 512, 1)
     kde = density(mode).fit(X)
     on_cuda = KernelDensity(kde.configuration, "cuda").fit(X)
@@ -209,6 +211,8 @@ def test_cuda_scores_as_the_cpu_does(mode: str, tmp_path: Path) -> None:
     on_cuda.save(tmp_path)
     loaded = KernelDensity(kde.configuration, "cuda").restore(tmp_path)
     np.testing.assert_allclose(loaded.score_samples(Q), expected, rtol=0, atol=TOLERANCE)
+    # By FAISS on the GPU, each of the three times, where it has one: not by the CPU unnoticed.
+    assert len(searches) == (3 if faiss.get_num_gpus() > 0 and mode == NEIGHBOURS else 0)
 
 
 @modes

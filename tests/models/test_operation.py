@@ -14,7 +14,7 @@ from models.artifact import ArtifactError
 from models.calibration import OperatingPoint
 from models.detector import Detector, DetectorConfiguration
 from models.geometry import Box, ScanGeometry
-from models.operation import Operation, Operations, UnknownOperation, revised
+from models.operation import Operation, Operations, UnknownOperation, revised, set_by_hand
 from models.prediction import Verdict
 from models.region_of_interest import RegionOfInterest
 from models.store import ModelStore, UnknownVersion
@@ -243,6 +243,14 @@ def test_a_new_version_inherits_the_region_and_calibrates_for_itself(store: Mode
     assert "version 1, operation 1" in inherited.note
 
 
+def test_a_region_leaves_the_invalidity_threshold_of_the_new_version(store: ModelStore) -> None:
+    operations, first = Operations(store), loaded(store)
+    operations.record(first, lambda before: revised(first, before, author="ann", region=half(left=True)))
+    point = first.operating_point.model_copy(update={"invalidity_threshold": 1.5})
+    operations.publish(make(operating_point=point))
+    assert operations.in_force(loaded(store, 2)).operating_point.invalidity_threshold == 1.5
+
+
 def test_a_version_without_a_region_hands_on_nothing(store: ModelStore) -> None:
     operations, first = Operations(store), loaded(store)
     operations.record(first, lambda before: revised(first, before, author="ann", rate=0.5))
@@ -266,3 +274,17 @@ def test_the_rate_of_a_threshold_is_the_smallest_that_would_set_it_as_low() -> N
         assert calibration.operating_point(rate).image_threshold == score
     assert calibration.rate_of(np.inf) == calibration.smallest_rate
     assert calibration.rate_of(-np.inf) == pytest.approx(len(calibration) / (len(calibration) + 1))
+
+
+@pytest.mark.parametrize("region", [None, half(left=True)], ids=["everywhere", "in a region"])
+@pytest.mark.parametrize("moved", ["image_threshold", "pixel_threshold"])
+def test_thresholds_set_by_hand_are_told_from_those_of_a_rate(
+    store: ModelStore, region: RegionOfInterest | None, moved: str
+) -> None:
+    detector = loaded(store)
+    derived = operation(detector, region, 0.4)
+    assert not set_by_hand(detector, derived)
+    assert not set_by_hand(detector, detector.own_operation)
+    point = derived.operating_point
+    other = point.model_copy(update={moved: getattr(point, moved) + 0.001})
+    assert set_by_hand(detector, derived.model_copy(update={"operating_point": other}))

@@ -65,6 +65,13 @@ def test_a_false_alarm_is_one_no_more(client: httpx.Client, tmp_path: Path) -> N
     assert (extension["author"], extension["of_version"]) == ("anonymous", 1)
 
 
+def test_the_rate_in_force_goes_on(client: httpx.Client) -> None:
+    changed = client.put(f"/v1/categories/{CATEGORY}/operation", json={"false_reject_rate": 0.4})
+    assert changed.status_code == 200, changed.text
+    facts = extend(client, alarm(client)["id"]).json()
+    assert facts["operating_point"]["false_reject_rate"] == 0.4
+
+
 def test_inspections_that_cannot_be_used(client: httpx.Client, tmp_path: Path) -> None:
     nobody = uuid4()
     unseen, bad, unkept = alarm(client, None)["id"], alarm(client, "defective")["id"], score(client).json()["id"]
