@@ -25,7 +25,9 @@ study() {
 }
 
 semantic=(semantic --dataset fashion-mnist --data "$data" --methods 'rotation,distribution_augmented' --seeds 1)
+failed=0  # a study that fails leaves the others
 # One class at the whole schedule, every class at a shorter one, and defects.
-study semantic "${semantic[@]}" --classes 0
-study semantic_short "${semantic[@]}" --steps "${SHORT_STEPS:-5000}"
-study mvtec mvtec --data "$data/mvtec_256" --methods rotation
+study semantic "${semantic[@]}" --classes 0 || failed=$?
+study semantic_short "${semantic[@]}" --steps "${SHORT_STEPS:-5000}" || failed=$?
+study mvtec mvtec --data "$data/mvtec_256" --methods rotation || failed=$?
+exit "$failed"
