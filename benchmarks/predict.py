@@ -105,8 +105,8 @@ def _functions(detector: Detector, files: Sequence[bytes]) -> dict[str, Callable
         score_maps = torch.from_numpy(look.score_maps).to(scan.device).chunk(len(parts))
 
     def judge() -> None:
-        for score_map, anomaly_map, summary, placement in zip(*look, placements, strict=True):
-            detector.judge(score_map, anomaly_map, placement, summary=summary)
+        for score_map, anomaly_map, summary, errors, placement in zip(*look, placements, strict=True):
+            detector.judge(score_map, anomaly_map, placement, summary=summary, score_errors=errors)
 
     def draw() -> None:
         for image, prediction in zip(images, predictions, strict=True):

@@ -57,6 +57,7 @@ def finish(outcome: dict[str, Any], failures: list[str], done: str, record: Path
     return outcome
 
 
-def print_verdict(name: str | Path, verdict: str, score: float, threshold: float, p_value: float) -> None:
+def print_verdict(name: str | Path, verdict: str, score: float, threshold: float, p_value: float, error: float) -> None:
     """The line of one scored image."""
-    print(f"{name}: {verdict}, score {score:.4f} (threshold {threshold:.4f}), p-value {p_value:.3f}")
+    bar = f" ± {error:.4f}" if error else ""
+    print(f"{name}: {verdict}, score {score:.4f}{bar} (threshold {threshold:.4f}), p-value {p_value:.3f}")

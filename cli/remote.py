@@ -52,7 +52,7 @@ def score_remotely(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _facts(name: str, score: Score) -> dict[str, Any]:
-    print_verdict(name, score.verdict, score.image_score, score.threshold, score.p_value)
+    print_verdict(name, score.verdict, score.image_score, score.threshold, score.p_value, score.image_score_error)
     facts = score.model_dump(mode="json", exclude_none=True)
-    kept = ("id", "version", "verdict", "image_score", "threshold", "p_value", "regions")
+    kept = ("id", "version", "verdict", "image_score", "image_score_error", "threshold", "p_value", "regions")
     return {key: facts[key] for key in kept}

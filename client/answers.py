@@ -99,11 +99,13 @@ class Score(_Inspection):
     """One inspection.
 
     Attributes:
+        image_score_error: how far the score may be off at 95 % confidence, where the version samples its bank.
         invalidity: how far from showing this product at all; above 1 the verdict is invalid.
         regions: the highest peak first.
         score_map: score of every window, if asked for.
     """
 
+    image_score_error: float = 0.0
     invalidity: float | None = None
     regions: tuple[Region, ...]
     times: Times

@@ -70,11 +70,14 @@ class Look(NamedTuple):
         score_maps: (B, h, w) float32; higher is more anomalous.
         anomaly_maps: (B, S, S) float32, likewise.
         summaries: (B, D) float32, what ``Validity`` compares; the embeddings of an ensemble's members side by side.
+        score_errors: (B, h, w) float32, how far each score may be off at 95 % confidence for having been sampled; 0
+            where nothing was.
     """
 
     score_maps: NDArray[np.float32]
     anomaly_maps: NDArray[np.float32]
     summaries: NDArray[np.float32]
+    score_errors: NDArray[np.float32]
 
 
 class Scan:
@@ -132,10 +135,11 @@ class Scan:
         """The score maps and the anomaly maps of ``look``."""
         return self.look(images)[:2]
 
-    def scores_and_embeddings(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Score maps (B, h, w) and embeddings (B, D, h, w) of what ``pixels`` gives, on the device."""
+    def scores_and_embeddings(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score maps and their errors (B, h, w), embeddings (B, D, h, w) of what ``pixels`` gives, on the device."""
         embeddings = self._embed(pixels)
-        return -self.density.score_map(self.network, pixels, embeddings), embeddings
+        scores, errors = self.density.score_map_with_error(self.network, pixels, embeddings)
+        return -scores, errors, embeddings
 
     def pixels(self, images: NDArray[np.uint8]) -> Tensor:
         """Inputs (B, S, S, 3) as an encoder takes them: (B, 3, S, S) in [0, 1], on the device."""
@@ -186,9 +190,10 @@ def at_once(images: NDArray[np.uint8], device: torch.device) -> list[NDArray[np.
 def _look_at_once(members: Sequence[Scan], images: NDArray[np.uint8]) -> Look:
     first = members[0]
     pixels = first.pixels(images)
-    scores, embeddings = zip(*(member.scores_and_embeddings(pixels) for member in members), strict=True)
+    scores, errors, embeddings = zip(*(member.scores_and_embeddings(pixels) for member in members), strict=True)
     mean = torch.stack(scores).mean(dim=0)
-    arrays = mean, first.upsample(mean), summarise(pixels, torch.cat(embeddings, dim=1))
+    of_mean = torch.stack(errors).square().sum(dim=0).sqrt() / len(members)  # each has samples of its own
+    arrays = mean, first.upsample(mean), summarise(pixels, torch.cat(embeddings, dim=1)), of_mean
     return Look(*(array.cpu().numpy() for array in arrays))
 
 
@@ -341,8 +346,8 @@ class Detector:
             placed = [self.place(image) for image in images[start : start + IMAGES_PER_SCAN]]
             seen = self.scan.look(np.stack([pixels for pixels, _ in placed]))
             for (_, placement), *of_image in zip(placed, *seen, strict=True):
-                score_map, anomaly_map, summary = of_image
-                predictions.append(self.judge(score_map, anomaly_map, placement, operation, summary))
+                score_map, anomaly_map, summary, errors = of_image
+                predictions.append(self.judge(score_map, anomaly_map, placement, operation, summary, errors))
         return predictions
 
     def place(self, image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Placement]:
@@ -357,11 +362,13 @@ class Detector:
         placement: Placement,
         operation: Operation | None = None,
         summary: NDArray[np.float32] | None = None,
+        score_errors: NDArray[np.float32] | None = None,
     ) -> Prediction:
         """The last third of ``predict``, for any thread: what was seen in one image that ``place`` placed, and means.
 
         Args:
             summary: without it the image is taken for one of the product.
+            score_errors: of the score map; None for none.
         """
         operation = operation or self.own_operation
         region, point = operation.region_of_interest, operation.operating_point
@@ -375,6 +382,7 @@ class Detector:
         return Prediction(
             score_map=score_map,
             image_score=score,
+            image_score_error=0.0 if score_errors is None else float(score_errors[window]),
             anomaly_map=anomaly_map,
             placement=placement,
             p_value=self.calibration_for(region).p_value(score),

@@ -61,6 +61,7 @@ class Prediction:
     Attributes:
         score_map: (57, 57) float32, the score of every window.
         image_score: its maximum over the windows of the image, not of a letter-box's padding.
+        image_score_error: how far that may be off at 95 % confidence, where the density samples its bank; else 0.
         anomaly_map: (256, 256) float32, the Gaussian-upsampled score map, in the pixels of the detector's input.
         placement: how the original image lies in that input.
         p_value: split-conformal p-value of ``image_score``, in (0, 1].
@@ -73,6 +74,7 @@ class Prediction:
 
     score_map: NDArray[np.float32]
     image_score: float
+    image_score_error: float
     anomaly_map: NDArray[np.float32]
     placement: Placement
     p_value: float

@@ -38,6 +38,9 @@ class Score(BaseModel):
     version: int
     operation: int = Field(description="number of the version's run-time settings that decided; 0: its own")
     image_score: float = Field(description="the highest score of a window that shows the image")
+    image_score_error: float = Field(
+        default=0.0, description="how far that may be off at 95 % confidence, where the version samples its bank"
+    )
     threshold: float = Field(description="image scores above it are defective")
     pixel_threshold: float = Field(description="the anomaly map's values above it form regions")
     p_value: float = Field(description="share of good parts at least as anomalous (split conformal)")
@@ -66,6 +69,7 @@ def score_of(inspection: Inspection, *, with_map: bool = False) -> Score:
         version=served.version,
         operation=served.operation.number,
         image_score=prediction.image_score,
+        image_score_error=prediction.image_score_error,
         threshold=served.point.image_threshold,
         pixel_threshold=served.point.pixel_threshold,
         p_value=prediction.p_value,

@@ -203,8 +203,8 @@ async def _score(
     pixels, placement = placed
     scanned = await service.worker.scan(detector, pixels, submission.deadline)
     seconds["queue"], seconds["score"] = scanned.waited_s, scanned.ran_s
-    score_map, anomaly_map, summary = scanned.value
-    judge = partial(detector.judge, score_map, anomaly_map, placement, operation, summary)
+    score_map, anomaly_map, summary, errors = scanned.value
+    judge = partial(detector.judge, score_map, anomaly_map, placement, operation, summary, errors)
     with timed(seconds, "judge"):
         return image, digest, await in_pool(service, judge)
 

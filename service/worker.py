@@ -26,7 +26,7 @@ from service.line import MARGIN, Image, Job, Line, Released, Timed, Work
 from service.pace import Pace
 
 Result = TypeVar("Result")
-Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
+Seen = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 
 # Long enough for the batch at hand, short enough to stop before a container runtime kills the process.
 _STOP_TIMEOUT_S = 8.0
@@ -128,7 +128,7 @@ class Worker:
             return MARGIN * (rest + self._line.seconds)
 
     async def scan(self, detector: Detector, pixels: NDArray[np.uint8], deadline: float) -> Timed[Seen]:
-        """Queue an image and wait for its score map (h, w), its anomaly map (S, S) and its summary (D,).
+        """Queue an image and wait for what there is to see in it: one each of what a ``Look`` has.
 
         A waiter that is cancelled takes an image with it that has not begun.
 
@@ -271,9 +271,7 @@ class Worker:
         for image in images:
             image.begun_at = begun
         try:
-            score_maps, anomaly_maps, summaries = images[0].detector.scan.look(
-                np.stack([image.pixels for image in images])
-            )
+            look = images[0].detector.scan.look(np.stack([image.pixels for image in images]))
         except Exception as error:
             if _is_fatal(error):
                 raise
@@ -285,7 +283,7 @@ class Worker:
                 return _failure([self._scan_alone(image) for image in images])
             images[0].future.set_exception(DeviceOutOfMemory(str(error)) if out_of_memory else error)
             return f"{type(error).__name__}: {error}"
-        for image, *seen in zip(images, score_maps, anomaly_maps, summaries, strict=True):
+        for image, *seen in zip(images, *look, strict=True):
             self._answer(image, tuple(seen), len(images) * abreast())
         return None
 

@@ -46,12 +46,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
 
-    def score(number: int, path: Path, image: NDArray[np.uint8]) -> dict[str, Any]:
+    def score_image(number: int, path: Path, image: NDArray[np.uint8]) -> dict[str, Any]:
         [prediction] = detector.predict([image], operation)
-        print_verdict(path, prediction.verdict, prediction.image_score, point.image_threshold, prediction.p_value)
+        score, error = prediction.image_score, prediction.image_score_error
+        print_verdict(path, prediction.verdict, score, point.image_threshold, prediction.p_value, error)
         result = {
             "verdict": prediction.verdict,
-            "image_score": prediction.image_score,
+            "image_score": score,
+            "image_score_error": error,
             "p_value": prediction.p_value,
             "invalidity": prediction.invalidity,
             "regions": [region.model_dump(mode="json") for region in prediction.regions],
@@ -62,7 +64,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             result["heatmap"] = str(heatmap)
         return result
 
-    results, failures = each_image(options.images, score)
+    results, failures = each_image(options.images, score_image)
     outcome = {
         "category": options.category,
         "version": detector.version,

@@ -100,7 +100,13 @@ class Density(ABC):
             return self.scores(queries.to(self.device, torch.float32)).cpu().numpy()
 
     def score_map(self, encoder: Encoder, images: Tensor, embeddings: Tensor | None = None) -> Tensor:
-        """Scores of every window.
+        """The first of ``score_map_with_error``."""
+        return self.score_map_with_error(encoder, images, embeddings)[0]
+
+    def score_map_with_error(
+        self, encoder: Encoder, images: Tensor, embeddings: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of every window, and how far each may be off for having been sampled.
 
         Args:
             encoder: whose embeddings it was fitted on.
@@ -108,7 +114,7 @@ class Density(ABC):
             embeddings: (B, D, h, w), what the encoder makes of the images, where that is known already.
 
         Returns:
-            (B, h, w) float32 on the device.
+            (B, h, w) float32 on the device, both; the second as of ``scores_with_error``.
 
         Raises:
             RuntimeError: before ``fit``.
@@ -118,14 +124,20 @@ class Density(ABC):
             raise RuntimeError(NOTHING_LEARNED.format(type(self).__name__))
         of_windows = (encoder(images) if embeddings is None else embeddings).permute(0, 2, 3, 1)  # (B, h, w, D)
         with torch.no_grad():  # an encoder in channels_last has laid them out like that: flattened without a copy
-            scores = self.scores(of_windows.flatten(0, 2))
+            scores, errors = self.scores_with_error(of_windows.flatten(0, 2))
         if not torch.isfinite(scores).all():  # a NaN score would compare as good with every threshold
             raise ValueError(NOT_FINITE)
-        return scores.view(of_windows.shape[:3])
+        shape = of_windows.shape[:3]
+        return scores.view(shape), errors.view(shape)
 
     @abstractmethod
     def scores(self, queries: Tensor) -> Tensor:
         """Scores (n,) of embeddings (n, D), float32 on the device; differentiable in the embeddings."""
+
+    def scores_with_error(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """``scores``, and how far each may be off for having been sampled, (n,): 0 where nothing is."""
+        scores = self.scores(queries)
+        return scores, torch.zeros_like(scores)
 
     def facts(self) -> dict[str, Any]:
         """The numbers among what it has learned, ready for JSON."""

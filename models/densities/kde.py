@@ -163,8 +163,7 @@ class KernelDensity(BankDensity):
         errors are among the facts, nor of another score than the exact.
         """
         if not isinstance(self._log_sum, SampledLogKernelSum):
-            scores = self.scores(queries)
-            return scores, torch.zeros_like(scores)
+            return super().scores_with_error(queries)
         projected, residuals = self.projected(queries)
         log_sums, half_widths = self._log_sum.estimates(projected)
         return self.scores_of(log_sums, residuals), half_widths / self.gamma

@@ -59,8 +59,10 @@ class RotationClassifier(Density):
         self._adopt({**{name: torch.tensor(size) for name, size in shape.items()}, **weights})
         return self
 
-    def score_map(self, encoder: Encoder, images: Tensor, embeddings: Tensor | None = None) -> Tensor:
-        """As ``Density.score_map``, without use for the embeddings.
+    def score_map_with_error(
+        self, encoder: Encoder, images: Tensor, embeddings: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``Density.score_map_with_error``, without use for the embeddings.
 
         The image is turned as a whole: its windows are then the turned windows, once edge pixels that no window covers
         are cut off.
@@ -72,7 +74,8 @@ class RotationClassifier(Density):
         rotations = range(ROTATIONS if self.configuration.score == "all_rotations" else 1)
         with torch.no_grad():
             maps = [self._log_probability(encoder, scanned, rotation) for rotation in rotations]
-        return torch.stack(maps).sum(dim=0)
+        scores = torch.stack(maps).sum(dim=0)
+        return scores, torch.zeros_like(scores)
 
     def scores(self, queries: Tensor) -> NoReturn:
         """Refused: an embedding does not tell how its window looks turned."""

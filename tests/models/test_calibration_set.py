@@ -24,7 +24,7 @@ class Brightness:
         centres = [round(GEOMETRY.center(k, k)[0]) for k in range(GEOMETRY.grid_size)]
         scores = images[:, centres][:, :, centres, 0].astype(np.float32)
         anomaly_maps = GaussianUpsampler(GEOMETRY)(torch.from_numpy(scores)).numpy()
-        return Look(scores, anomaly_maps, images.mean(axis=(1, 2), dtype=np.float32))
+        return Look(scores, anomaly_maps, images.mean(axis=(1, 2), dtype=np.float32), np.zeros_like(scores))
 
 
 def inputs(count: int) -> NDArray[np.uint8]:
@@ -34,7 +34,7 @@ def inputs(count: int) -> NDArray[np.uint8]:
 def test_a_calibration_set_keeps_what_its_scores_are_made_of() -> None:
     images = inputs(4)
     made = calibrate(Brightness(), GEOMETRY, images, [WHOLE, WHOLE, TOP, TOP])
-    score_maps, anomaly_maps, summaries = Brightness().look(images)
+    score_maps, anomaly_maps, summaries, _ = Brightness().look(images)
     np.testing.assert_array_equal(made.score_maps, score_maps)
     np.testing.assert_allclose(made.summaries, summaries, rtol=1e-6)
     np.testing.assert_array_equal(made.inputs, images)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.artifact import ArtifactError, read_manifest
 from models.calibration_set import calibrate
-from models.densities import KernelDensity
+from models.densities import KernelDensity, KernelDensityConfiguration
 from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box, ScanGeometry
@@ -63,6 +63,30 @@ def test_the_score_map_is_the_mean_of_the_members(members: list[Scan]) -> None:
     np.testing.assert_allclose(anomaly_maps, heatmap, rtol=0, atol=1e-6)
     reversed_maps, _ = Ensemble(members[::-1]).maps(images)
     np.testing.assert_allclose(reversed_maps, score_maps, rtol=0, atol=1e-6)
+
+
+def test_the_error_of_a_sampled_score_is_known_and_smaller_for_a_mean() -> None:
+    settings = KernelDensityConfiguration(mode="sampled", samples=256, tolerance=1e6, gamma=1)
+    scan, whole = member(0), Box(x=0, y=0, width=64, height=64)
+    images = parts(16, 0)
+    scan.density = KernelDensity(settings).fit(scan.embed(images).flatten(0, 2).numpy())
+    one, four = (
+        Detector(
+            "plate",
+            made,
+            calibrate(made, CONFIGURATION.geometry, parts(6, 10), [whole] * 6),
+            data_fingerprint="0" * 64,
+        )
+        for made in (scan, combine([scan] * 4))
+    )
+    [image] = parts(1, 20)
+    [alone], [together] = one.predict([image]), four.predict([image])
+    embeddings = scan.embed(image[None]).flatten(0, 2)
+    scores, errors = scan.density.scores_with_error(embeddings)
+    assert alone.image_score == pytest.approx(float(-scores.min()), abs=1e-6)
+    assert alone.image_score_error == pytest.approx(float(errors[scores.argmin()]), rel=1e-4)
+    assert alone.image_score_error > 1e-5
+    assert together.image_score_error == pytest.approx(alone.image_score_error / 2, rel=1e-4)
 
 
 def test_members_that_are_the_same_score_as_one(members: list[Scan]) -> None:

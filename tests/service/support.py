@@ -56,7 +56,7 @@ def part(seed: int, *, defective: bool = False) -> NDArray[np.uint8]:
 
 
 def make_detector(
-    category: str = CATEGORY, density: DensityConfiguration = DEFAULT_DENSITY, *, random_seed: int = 0
+    category: str = CATEGORY, density: DensityConfiguration = DEFAULT_DENSITY, *, random_seed: int = 0, bank: int = 512
 ) -> Detector:
     """An untrained encoder, whose density and calibration are fitted on parts: enough to see a hole."""
     torch.manual_seed(random_seed)
@@ -66,8 +66,8 @@ def make_detector(
     scan = Scan(configuration, encoder, create_density(configuration.density), torch.device("cpu"))
     placed = [place_image(part(seed), side, configuration.resize) for seed in range(16)]
     images = np.stack([pixels for pixels, _ in placed])
-    bank = scan.embed(images[:8]).flatten(0, 2)
-    scan.density.fit(bank[torch.randperm(len(bank))[:512]].numpy())
+    embeddings = scan.embed(images[:8]).flatten(0, 2)
+    scan.density.fit(embeddings[torch.randperm(len(embeddings))[:bank]].numpy())
     contents = [placement.content for _, placement in placed[8:]]
     calibration_set = calibrate(scan, configuration.geometry, images[8:], contents)
     return Detector(category, scan, calibration_set, data_fingerprint="0" * 64)

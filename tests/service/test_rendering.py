@@ -29,6 +29,7 @@ def predict(anomaly_map: NDArray[np.float32], width: int = SIDE, height: int = S
     return Prediction(
         score_map=anomaly_map,
         image_score=float(anomaly_map.max()),
+        image_score_error=0.0,
         anomaly_map=anomaly_map,
         placement=placement,
         p_value=1.0,

@@ -12,11 +12,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.densities import KernelDensityConfiguration
 from models.detector import Detector
 from models.images import decode_image
+from models.store import ModelStore
 from service.rendering import colour_scale
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, DEFECT, HEIGHT, WIDTH, answer_of, encode, part
+from tests.service.support import CATEGORY, DEFECT, HEIGHT, WIDTH, answer_of, encode, make_detector, part
 
 SCORE = f"/v1/categories/{CATEGORY}/score"
 HEATMAP = f"/v1/categories/{CATEGORY}/heatmap"
@@ -49,6 +51,18 @@ def test_score_is_the_detectors(client: httpx.Client, detector: Detector) -> Non
         assert answer["image"] == {"width": WIDTH, "height": HEIGHT}
         assert (answer["category"], answer["version"]) == (CATEGORY, 1)
         assert "score_map" not in answer
+
+
+def test_a_score_from_a_sample_has_an_error_bar(serve: Serve, client: httpx.Client, tmp_path: Path) -> None:
+    density = KernelDensityConfiguration(mode="sampled", samples=256, tolerance=1e6, gamma=1)
+    sampled = make_detector(density=density, bank=4096)
+    ModelStore(tmp_path).publish(CATEGORY, sampled.save)
+    [expected] = sampled.predict([part(100)])
+    assert expected.image_score_error > 0
+    with serve(tmp_path) as other:
+        answer = post(other, encode(part(100)))
+    assert answer["image_score_error"] == pytest.approx(expected.image_score_error, rel=1e-3)
+    assert post(client, encode(part(100)))["image_score_error"] == 0  # summed whole
 
 
 def test_region_lies_on_the_defect_of_the_original_image(client: httpx.Client) -> None:
