@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from models import tuning
-from models.detector import Detector, Ensemble, Scan, by_plan
+from models.detector import Detector, Ensemble, Look, Scan, by_plan
 from models.inference import FLOAT32, InferencePlan
 from models.operation import Operation, Operations, revised
 from models.region_of_interest import RegionOfInterest
@@ -171,6 +172,20 @@ def test_a_plan_that_fails_leaves_the_others(
     assert result["failed"] == {"bfloat16 torch": "CUDA out of memory." if str(error) else "RuntimeError"}
     assert [line["precision"] for line in result["measured"]] == ["float32"]
     assert emptied == [True]
+
+
+def test_a_plan_whose_large_batch_does_not_fit_fails_before_any_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Scan.look
+
+    def cramped(scan: Scan, images: NDArray[np.uint8]) -> Look:
+        if len(images) == 12 and scan.configuration.inference == BFLOAT16:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return look(scan, images)
+
+    monkeypatch.setattr(Scan, "look", cramped)
+    lines, tried, failed = tuning.measure(make(SMALL), [FLOAT32, BFLOAT16], (1, 12), 1)
+    assert [line.plan for line in lines] == list(tried) == [FLOAT32]
+    assert failed == {"bfloat16 torch": "CUDA out of memory."}
 
 
 def test_without_float32_there_is_nothing_to_compare_with(
