@@ -22,7 +22,14 @@ from benchmarks.machine import machine, peak_memory
 from models.densities import KernelDensity, KernelDensityConfiguration, paper_gamma
 from models.densities.bank import Bank
 from models.densities.kernel import CUDA_CENTRE_TILE, LogKernelSum, Precision
-from models.densities.sampled import CONFIDENCE, LARGEST_SHARE, SampledLogKernelSum, sample_sizes, stratified_rows
+from models.densities.sampled import (
+    CONFIDENCE,
+    LARGEST_SHARE,
+    SMALLEST,
+    SampledLogKernelSum,
+    sample_sizes,
+    stratified_rows,
+)
 from models.densities.stream import HeldEmbeddings
 from models.geometry import ScanGeometry
 from models.memory import array_bytes
@@ -233,8 +240,8 @@ def coverage(
     sizes = sample_sizes(configuration.samples, len(bank))
     if not sizes:
         raise TooFew(
-            f"a bank of {len(bank)} embeddings is too small for a sample of {configuration.samples} (--samples): it "
-            f"must have at least {LARGEST_SHARE} times as many, {LARGEST_SHARE * configuration.samples} (--sizes)"
+            f"a bank of {len(bank)} embeddings is too small to be sampled: it must have at least "
+            f"{LARGEST_SHARE * SMALLEST} (--sizes)"
         )
     gamma = paper_gamma(bank[:: max(1, len(bank) // 100_000)].cpu().numpy())
     whole = LogKernelSum(bank, gamma)
