@@ -65,19 +65,27 @@ def test_one_thread_or_one_item_needs_no_other_thread(threads: int, count: int) 
         assert side_by_side(lambda _: threading.get_ident(), range(count)) == count * [here]
 
 
-# Two lanes have work for some seconds; two more items wait.
+# Two lanes have work until they are interrupted, and some more then; two more items wait.
 PROGRAM = """
-import os
+import os, signal, threading
 import torch
 from models.lanes import side_by_side
 
 torch.set_num_threads(2)
-matrix = torch.ones(1000, 1000)
+matrix, interrupted = torch.ones(1000, 1000), threading.Event()
+
+def interrupt(*_):
+    interrupted.set()
+    raise KeyboardInterrupt
 
 def work(number):
     os.write(1, f"begun {number}\\n".encode())  # whole, beside the other lane's
-    for _ in range(40 if number < 2 else 1):
-        matrix @ matrix @ matrix @ matrix
+    while not interrupted.is_set():
+        matrix @ matrix
+    for _ in range(20):
+        matrix @ matrix
+
+signal.signal(signal.SIGINT, interrupt)
 
 side_by_side(work, range(4))
 """

@@ -133,7 +133,7 @@ class TestDetect:
 def test_confidence_is_least_at_the_threshold() -> None:
     def of(p_value: float, verdict: Verdict, invalidity: float | None = None) -> float:
         empty = np.zeros((1, 1), np.float32)
-        return confidence(Prediction(empty, 0.0, empty, None, p_value, verdict, (), invalidity), 0.01)  # type: ignore[arg-type]
+        return confidence(Prediction(empty, 0.0, 0.0, empty, None, p_value, verdict, (), invalidity), 0.01)  # type: ignore[arg-type]
 
     good = [of(p_value, Verdict.GOOD) for p_value in (0.01, 0.1, 0.5, 1)]
     assert good[0] == 0.5
