@@ -45,7 +45,15 @@ def exit_status(error: BaseException) -> int | None:
         return WRONG_INPUT
     if _room_missing(error):
         return WRONG_INPUT
-    if names & {"DataError", "SettingsError", "DeviceError", "SyntheticError", "TrainingSettingsError", "WeightsError"}:
+    if names & {
+        "DataError",
+        "SettingsError",
+        "DeviceError",
+        "SyntheticError",
+        "TrainingSettingsError",
+        "WeightsError",
+        "TooFew",
+    }:
         return WRONG_INPUT
     if isinstance(error, ArtifactError | OSError) or names & {"ExportError", "TrainingError"}:
         return FAILED

@@ -93,8 +93,7 @@ class Worker:
         if not self._thread.is_alive():
             return "the worker's thread is gone"
         with self._changed:
-            running = list(self._running)
-        begun = [work.begun_at for work in running if work.begun_at is not None]
+            running, begun = list(self._running), self._begun()
         if not begun:
             return None
         elapsed = time.monotonic() - min(begun)
@@ -123,9 +122,13 @@ class Worker:
         """How long what is there now should take."""
         with self._changed:
             rest = sum(work.pace.typical_s for work in self._running)
-            if begun := [work.begun_at for work in self._running if work.begun_at is not None]:
+            if begun := self._begun():
                 rest = max(0.0, rest - (time.monotonic() - max(begun)))
             return MARGIN * (rest + self._line.seconds)
+
+    def _begun(self) -> list[float]:
+        """When what runs began, of as much as has."""
+        return [work.begun_at for work in self._running if work.begun_at is not None]
 
     async def scan(self, detector: Detector, pixels: NDArray[np.uint8], deadline: float) -> Timed[Seen]:
         """Queue an image and wait for what there is to see in it: one each of what a ``Look`` has.

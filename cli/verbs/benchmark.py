@@ -94,21 +94,18 @@ def _scan(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _kde(options: argparse.Namespace) -> dict[str, Any]:
-    from benchmarks.kde import SIZES, TooFew, coverage, measure
+    from benchmarks.kde import SIZES, coverage, measure
     from models.device import resolve_device
 
     device = resolve_device(options.device)
-    if options.study is None and options.furthest:
-        raise UsageError("--furthest is of the windows of a study; name its folder (--study)")
-    if options.study is not None and not (options.study / "bank.npy").exists():
+    if options.study is None:
+        if options.furthest:
+            raise UsageError("--furthest is of the windows of a study; name its folder (--study)")
+        return measure(device, options.sizes or SIZES, options.repeats or 7)
+    if not (options.study / "bank.npy").exists():
         raise UsageError(f"{options.study} holds no bank.npy; name a category's folder of a study (--study)")
     size = options.sizes and options.sizes[0]
-    try:
-        if options.study is None:
-            return measure(device, options.sizes or SIZES, options.repeats or 7)
-        return coverage(options.study, device, options.draws, size, options.samples, options.furthest)
-    except TooFew as error:
-        raise UsageError(str(error)) from error
+    return coverage(options.study, device, options.draws, size, options.samples, options.furthest)
 
 
 def _predict(options: argparse.Namespace) -> dict[str, Any]:
@@ -123,20 +120,16 @@ def _predict(options: argparse.Namespace) -> dict[str, Any]:
 
 def _growth(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.growth import BATCHES, SIDES, measure
-    from benchmarks.kde import TooFew
     from models.device import resolve_device
 
-    try:
-        return measure(
-            options.out,
-            resolve_device(options.device),
-            bank_sizes=options.bank_sizes,
-            batches=options.batches or BATCHES,
-            sides=options.sides or SIDES,
-            rounds=options.repeats or 7,
-        )
-    except TooFew as error:
-        raise UsageError(str(error)) from error
+    return measure(
+        options.out,
+        resolve_device(options.device),
+        bank_sizes=options.bank_sizes,
+        batches=options.batches or BATCHES,
+        sides=options.sides or SIDES,
+        rounds=options.repeats or 7,
+    )
 
 
 def _http(options: argparse.Namespace) -> dict[str, Any]:

@@ -18,16 +18,7 @@ from models.densities.compression import LOG_WEIGHTS, METRIC, Cells
 from models.densities.kernel import LogKernelSum, Precision, StreamedGamma
 from models.densities.reduction import Reduction, ReductionConfiguration
 from models.densities.sampled import SMALLEST, SampledLogKernelSum, sample_sizes, stratified_rows
-from models.densities.stream import (
-    HELD_OUT,
-    HELD_OUT_SHARE,
-    TOLERATED,
-    EmbeddingStream,
-    HeldEmbeddings,
-    Survey,
-    Witness,
-    chosen,
-)
+from models.densities.stream import TOLERATED, EmbeddingStream, HeldEmbeddings, Survey, Witness, chosen, held_out_of
 
 Computed = Literal["exact", "neighbours", "sampled", "compressed"]
 """The ways in which a sum is computed; an artifact names one by its place here, so a new one goes to the end."""
@@ -135,7 +126,7 @@ class KernelDensity(BankDensity):
                     f"embeddings of dimension {dimension} cannot be reduced to {wanted}; take fewer or none"
                 )
         elif settings.mode != "auto" or count > FEW:
-            settings.reduction.check(count - min(HELD_OUT, count // HELD_OUT_SHARE), dimension)
+            settings.reduction.check(count - held_out_of(count), dimension)
 
     def fit_stream(self, stream: EmbeddingStream, seed: int = 0) -> Self:
         """As ``fit``, of embeddings that need not be in memory; they are gone through up to four times.
@@ -261,10 +252,8 @@ class KernelDensity(BankDensity):
             reduction = Reduction.train(survey.sample, settings.reduction, seed)
 
         def passing(rows: NDArray[np.int64], reduction: Reduction | None) -> Iterator[Tensor]:
-            seen = map(witness.seeing, chosen(stream, survey.rest))
-            return (
-                map(reduction.of_bank, (part.cpu() for part in chosen(seen, rows))) if reduction else chosen(seen, rows)
-            )
+            parts = chosen(map(witness.seeing, chosen(stream, survey.rest)), rows)
+            return parts if reduction is None else (reduction.of_bank(part.cpu()) for part in parts)
 
         def measured(mode: Computed, arrays: Mapping[str, Tensor], reduction: Reduction | None) -> dict[str, Tensor]:
             count = samples if mode == "compressed" else len(self.bank)

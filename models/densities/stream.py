@@ -21,6 +21,11 @@ TOLERATED = "error_95"  # the quantile of the errors that a tolerance is about
 HELD_OUT_SHARE = 10  # but of few at most one in so many
 
 
+def held_out_of(count: int) -> int:
+    """How many of so many embeddings a survey holds out."""
+    return min(HELD_OUT, count // HELD_OUT_SHARE)
+
+
 class EmbeddingStream(Protocol):
     """Embeddings that can be gone through as often as needed, in the same order each time.
 
@@ -82,7 +87,7 @@ class Survey:
             ValueError: if the embeddings are all the same, or not finite.
         """
         order = np.random.default_rng(seed).permutation(stream.count)
-        held = min(HELD_OUT, stream.count // HELD_OUT_SHARE)
+        held = held_out_of(stream.count)
         drawn = np.sort(order[: held + SAMPLE])
         moments = StreamedGamma()
         rows = torch.cat([part.cpu() for part in chosen(map(moments.seeing, stream), drawn)])

@@ -236,6 +236,15 @@ def scanned(worker: Worker) -> int:
     return sum(isinstance(work, Image) for work in list(worker._running))
 
 
+async def beside_one_that_waits(
+    worker: Worker, detector: Detector, images: list[NDArray[np.uint8]]
+) -> asyncio.Task[list[Any]]:
+    """Two images of which the first is held up: the lane of the other is free when this returns."""
+    scans = asyncio.create_task(scan_together(worker, detector, images))
+    await until(lambda: scanned(worker) == 1)
+    return scans
+
+
 def patched(monkeypatch: pytest.MonkeyPatch, fault: Callable[[NDArray[np.uint8]], BaseException | None]) -> Device:
     device = Device(fault)
     monkeypatch.setattr(Scan, "look", lambda scan, images: device(scan, images))
@@ -334,8 +343,7 @@ def test_an_image_begins_where_a_lane_is_free_beside_others(
 
     async def main() -> None:
         async with running(batches, batch_size=2) as worker:
-            scans = asyncio.create_task(scan_together(worker, own_detector, images[:2]))
-            await until(lambda: scanned(worker) == 1)
+            scans = await beside_one_that_waits(worker, own_detector, images[:2])
             for image in images[2:]:  # the second one's lane waits for them
                 await asyncio.wait_for(worker.scan(own_detector, image, soon()), 60)
             assert not scans.done()
@@ -358,8 +366,7 @@ def test_nothing_begins_beside_others_that_is_not_to(
 
     async def main() -> None:
         async with running() as worker:
-            scans = asyncio.create_task(scan_together(worker, own_detector, images[:2]))
-            await until(lambda: scanned(worker) == 1)
+            scans = await beside_one_that_waits(worker, own_detector, images[:2])
             if why == "a job is first":
                 job = asyncio.create_task(worker.run(lambda: order.append("job")))
                 await asyncio.sleep(0)
@@ -393,8 +400,7 @@ def test_an_image_that_hangs_is_noticed_while_others_go_on_beside_it(
 
     async def main() -> None:
         async with running(hang_s=2) as worker:
-            scans = asyncio.create_task(scan_together(worker, own_detector, images[:2]))
-            await until(lambda: scanned(worker) == 1)
+            scans = await beside_one_that_waits(worker, own_detector, images[:2])
             while worker.unavailable() is None:
                 await worker.scan(own_detector, images[1], soon())
             late = asyncio.create_task(worker.scan(own_detector, images[2], soon()))
