@@ -226,8 +226,7 @@ class KernelDensity(BankDensity):
         gamma = StreamedGamma()
         parts = chosen(map(gamma.seeing, stream), rows)
         self.bank = Bank.of(parts, len(rows), stream.dimension, self.device)
-        paper = gamma.value()  # which also refuses what is not finite
-        learned = _learned(stream, len(rows), self.configuration.gamma or paper, mode)
+        learned = _learned(stream, len(rows), gamma.value(self.configuration.gamma), mode)
         return {**learned, **self._of_bank()}
 
     def _fitting(self, rows: NDArray[np.int64], dimension: int, seed: int) -> NDArray[np.int64]:

@@ -57,15 +57,17 @@ class StreamedGamma:
         self._entries, self._dimension = whole, part.shape[1]
         return part
 
-    def value(self) -> float:
-        """gamma.
+    def value(self, chosen: float | None = None) -> float:
+        """gamma: the one that was chosen for these embeddings, or the paper's.
 
         Raises:
-            ValueError: if all that was seen is constant.
+            ValueError: if what was seen is not finite, or constant where the paper's is asked for.
         """
         variance = self._squares / self._entries
         if not math.isfinite(variance):
             raise ValueError(NOT_FINITE)
+        if chosen is not None:
+            return chosen
         return _gamma(self._dimension, variance if variance > NO_VARIANCE * self._mean**2 else 0)
 
 

@@ -55,11 +55,12 @@ class HeldEmbeddings:
 
 
 def chosen(parts: Iterable[Tensor], rows: NDArray[np.int64]) -> Iterator[Tensor]:
-    """Of a stream's parts those embeddings whose numbers are in ``rows``, which ascend."""
+    """Of a stream's parts those embeddings whose numbers are in ``rows``, which ascend; no part without any."""
     start = 0
     for part in parts:
         first, last = np.searchsorted(rows, (start, start + len(part)))
-        yield part[torch.from_numpy(rows[first:last] - start).to(part.device)]
+        if last > first:
+            yield part[torch.from_numpy(rows[first:last] - start).to(part.device)]
         start += len(part)
 
 
@@ -84,7 +85,7 @@ class Survey:
         """Go through the stream once.
 
         Raises:
-            ValueError: if the embeddings are all the same, or not finite.
+            ValueError: if the embeddings are not finite, or all the same where gamma is not set.
         """
         order = np.random.default_rng(seed).permutation(stream.count)
         held = held_out_of(stream.count)
@@ -92,8 +93,7 @@ class Survey:
         moments = StreamedGamma()
         rows = torch.cat([part.cpu() for part in chosen(map(moments.seeing, stream), drawn)])
         is_held = torch.from_numpy(np.isin(drawn, order[:held]))
-        paper = moments.value()  # which also refuses what is not finite
-        return cls(gamma or paper, rows[~is_held], rows[is_held], np.sort(order[held:]))
+        return cls(moments.value(gamma), rows[~is_held], rows[is_held], np.sort(order[held:]))
 
 
 class Witness:

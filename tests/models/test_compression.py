@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,31 @@ def test_what_is_not_finite_is_refused_where_gamma_is_given_too(mode: str) -> No
     X[77, 3] = np.nan
     with pytest.raises(ValueError, match="finite"):
         kde(mode=mode, gamma=10.0).fit_stream(HeldEmbeddings(torch.from_numpy(X)))
+
+
+@pytest.mark.parametrize("mode", ["auto", "exact", "compressed", "sampled", "neighbours"])
+def test_embeddings_that_are_all_the_same_need_a_gamma_that_is_given(mode: str) -> None:
+    X = np.full((FEW + 100, 24), 24**-0.5, np.float32)
+    with pytest.raises(ValueError, match=r"all the same.*set gamma"):
+        kde(mode=mode).fit(X)
+    scores = kde(mode=mode, gamma=10.0, neighbours=FEW + 100).fit(X).score_samples(np.stack([X[0], -X[0]]))
+    np.testing.assert_allclose(scores, [0, -4], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_parts_may_be_so_small_that_all_of_one_is_held_out(size: int) -> None:
+    X = in_clusters(300, 24, 0)
+
+    class SmallParts(HeldEmbeddings):
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            return iter(torch.split(torch.from_numpy(X), size))
+
+    settings = {"mode": "compressed", "centres": 40, "reduction": {"dimension": 12}}
+    made = kde(**settings).fit_stream(SmallParts(torch.from_numpy(X)))
+    whole = kde(**settings).fit(X)
+    assert made.samples == whole.samples == 270
+    np.testing.assert_allclose(made.score_samples(X), whole.score_samples(X), rtol=0, atol=1e-5)
+    assert made.facts()[TOLERATED] == pytest.approx(whole.facts()[TOLERATED], abs=1e-5)
 
 
 def test_an_exact_bank_has_no_more_than_it_may() -> None:
