@@ -21,7 +21,8 @@ NO_VARIANCE = 2.0**-48  # of the mean's square: less is only how float32 rounds
 QUERY_TILE, CENTRE_TILE = 1024, 2048
 CUDA_QUERY_TILE, CUDA_CENTRE_TILE = 4096, 16384  # 256 MB: fewer, larger products
 FUSED_TILE = 2**16  # centres that are rounded at once
-LARGEST_EXPONENT = 70.0  # of 2 gamma x.y and gamma y.y: tens of thousands of exp(70) fit float32, and exp(-70) does
+# Of 2 gamma x.y, and of gamma y.y - log w: tens of thousands of exp(70) fit float32, and exp(-70) does.
+LARGEST_EXPONENT = 70.0
 SMALLEST_SUM = 1e-24  # beside it, what underflowed of a million terms is below the rounding of float32
 
 
@@ -108,11 +109,12 @@ class LogKernelSum:
         if self._log_weights is not None:
             logarithms += self._log_weights - self._largest
         self._factors = logarithms.exp()  # (N,): what is left of a term beside exp(2 gamma x.y)
+        self._factors_fit = float(logarithms.min()) >= -LARGEST_EXPONENT
 
     def __call__(self, queries: Tensor) -> Tensor:
         """(n, D) float32 -> (n,)."""
         needs_gradient = torch.is_grad_enabled() and queries.requires_grad
-        if needs_gradient or _traced(queries) or self._gamma * self._radius**2 > LARGEST_EXPONENT:
+        if needs_gradient or _traced(queries) or not self._factors_fit:
             return self._logarithms(queries)
         scaled = self._rounded(queries, 2 * self._gamma)
         squares = scaled.float().square().sum(dim=1)

@@ -48,6 +48,13 @@ def test_weighted_sums_agree_with_float64(gamma: float, scale: float) -> None:
     np.testing.assert_allclose(log_sums(Q, Y, gamma, log_weights), expected, rtol=1e-6, atol=1e-5 + 1e-6 * gamma)
 
 
+def test_a_light_centre_nearby_counts_more_than_a_heavy_one_far_away() -> None:
+    """Beside the heavy one's weight its own is 0 in float32; its kernel makes up for that."""
+    Y, Q = np.eye(2, dtype=np.float32), np.array([[0.96, -0.28]], np.float32)
+    log_weights = np.array([-69, 0], np.float32)
+    np.testing.assert_allclose(log_sums(Q, Y, 35, log_weights), oracle(Q, Y, 35, log_weights), rtol=0, atol=1e-4)
+
+
 def test_a_weight_of_zero_takes_a_centre_away() -> None:
     Y, Q = unit_vectors(40, 24, 0), unit_vectors(9, 24, 1)
     log_weights = np.where(np.arange(40) < 30, 0, -np.inf).astype(np.float32)
