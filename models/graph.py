@@ -73,7 +73,7 @@ class _Member(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         embeddings = _embeddings(self.encoder, pixels)
         if self.rotation is not None:
-            score_map = self.rotation.score_map(self.encoder, pixels)
+            score_map = self.rotation.window_scores(self.encoder, pixels)
         else:
             assert self.density is not None
             queries = embeddings.flatten(2).transpose(1, 2)  # (B, h * w, D)

@@ -86,7 +86,8 @@ class Bank:
         else:
             found = self._index.search(queries.cpu(), count)
         distances, neighbours = (tensor.to(self.vectors.device) for tensor in found)
-        return distances, neighbours
+        # Of a query that is no number FAISS finds nothing, at float32's largest distance: which is a number.
+        return distances.masked_fill(neighbours < 0, torch.nan), neighbours
 
 
 def _memory(index: Any) -> NDArray[np.float32]:

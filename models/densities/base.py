@@ -125,8 +125,7 @@ class Density(ABC):
         of_windows = (encoder(images) if embeddings is None else embeddings).permute(0, 2, 3, 1)  # (B, h, w, D)
         with torch.no_grad():  # an encoder in channels_last has laid them out like that: flattened without a copy
             scores, errors = self.scores_with_error(of_windows.flatten(0, 2))
-        if not torch.isfinite(scores).all():  # a NaN score would compare as good with every threshold
-            raise ValueError(NOT_FINITE)
+        refuse_no_numbers(scores)
         shape = of_windows.shape[:3]
         return scores.view(shape), errors.view(shape)
 
@@ -164,6 +163,16 @@ class Density(ABC):
     @abstractmethod
     def _prepare(self, state: Mapping[str, Tensor]) -> None:
         """Make what ``_fit`` returned ready to score with, on the device."""
+
+
+def refuse_no_numbers(scores: Tensor) -> None:
+    """Refuse scores of embeddings that were not finite: a NaN would compare as good with every threshold.
+
+    Raises:
+        ValueError: if one is not finite.
+    """
+    if not torch.isfinite(scores).all():
+        raise ValueError(NOT_FINITE)
 
 
 def refuse_constant(X: NDArray[np.float32]) -> None:

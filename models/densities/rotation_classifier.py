@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from models.densities.base import Density
+from models.densities.base import Density, refuse_no_numbers
 from models.encoders import Encoder
 from models.heads import ROTATIONS, projection_head, window_vectors
 
@@ -62,20 +62,24 @@ class RotationClassifier(Density):
     def score_map_with_error(
         self, encoder: Encoder, images: Tensor, embeddings: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As ``Density.score_map_with_error``, without use for the embeddings.
+        """As ``Density.score_map_with_error``, without use for the embeddings."""
+        if not self.dimension:
+            raise RuntimeError("this RotationClassifier has no head: call adopt first")
+        with torch.no_grad():
+            scores = self.window_scores(encoder, images)
+        refuse_no_numbers(scores)
+        return scores, torch.zeros_like(scores)
+
+    def window_scores(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """Scores (B, h, w) of the windows of images (B, 3, H, W) in [0, 1], whether they are numbers or not.
 
         The image is turned as a whole: its windows are then the turned windows, once edge pixels that no window covers
         are cut off.
         """
-        if not self.dimension:
-            raise RuntimeError("this RotationClassifier has no head: call adopt first")
         height, width = (_scanned(length, encoder) for length in images.shape[2:])
         scanned = images[:, :, :height, :width]
         rotations = range(ROTATIONS if self.configuration.score == "all_rotations" else 1)
-        with torch.no_grad():
-            maps = [self._log_probability(encoder, scanned, rotation) for rotation in rotations]
-        scores = torch.stack(maps).sum(dim=0)
-        return scores, torch.zeros_like(scores)
+        return torch.stack([self._log_probability(encoder, scanned, rotation) for rotation in rotations]).sum(dim=0)
 
     def scores(self, queries: Tensor) -> NoReturn:
         """Refused: an embedding does not tell how its window looks turned."""

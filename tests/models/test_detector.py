@@ -11,7 +11,16 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from models.artifact import ArtifactError, write_manifest
-from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities import (
+    DensityConfiguration,
+    GaussianDensityConfiguration,
+    GaussianMixtureConfiguration,
+    KernelDensity,
+    KernelDensityConfiguration,
+    NearestNeighboursConfiguration,
+    OneClassSVMConfiguration,
+)
+from models.densities.reduction import ReductionConfiguration
 from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Look, Scan, _look_at_once
 from models.device import DeviceError
 from models.encoders import (
@@ -217,8 +226,22 @@ def test_a_good_part_below_the_pixel_threshold_has_no_region() -> None:
     assert (prediction.verdict, prediction.regions) == (Verdict.GOOD, ())
 
 
-def test_an_encoder_that_gives_no_numbers_passes_no_part() -> None:
-    detector = detector_of(learn(SMALL))
+@pytest.mark.parametrize(
+    "density",
+    [
+        KernelDensityConfiguration(mode="exact"),
+        KernelDensityConfiguration(mode="compressed", reduction=ReductionConfiguration(dimension=8)),
+        KernelDensityConfiguration(mode="sampled", samples=256),
+        KernelDensityConfiguration(mode="neighbours"),
+        NearestNeighboursConfiguration(),
+        OneClassSVMConfiguration(),
+        GaussianDensityConfiguration(),
+        GaussianMixtureConfiguration(),
+    ],
+    ids=lambda density: getattr(density, "mode", density.name),
+)
+def test_an_encoder_that_gives_no_numbers_passes_no_part(density: DensityConfiguration) -> None:
+    detector = detector_of(learn(SMALL.model_copy(update={"density": density})))
     next(detector.scan.members[0].network.parameters()).data.fill_(math.nan)
     with pytest.raises(ValueError, match="finite"):
         detector.predict([part(50, 60, 60)])

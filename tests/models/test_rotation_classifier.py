@@ -135,6 +135,15 @@ def test_a_head_that_is_sure_scores_zero_where_it_is_right() -> None:
         assert wrong == pytest.approx(-50 * turned)
 
 
+@scores
+def test_an_encoder_that_gives_no_numbers_passes_no_window(score: Score) -> None:
+    encoder = dense()
+    density = make(encoder, score)
+    next(encoder.parameters()).data.fill_(math.nan)
+    with pytest.raises(ValueError, match="finite"):
+        density.score_map(encoder, shaded(1, 48, 48))
+
+
 def test_embeddings_are_refused() -> None:
     density = make(dense())
     with pytest.raises(TypeError, match="adopt"):
