@@ -467,7 +467,7 @@ class Detector:
             validity = Validity.load(folder) if VALIDITY_FILE in manifest.files else None
         except InferenceError as error:
             raise ArtifactError(f"{folder} cannot run here: {error}") from error
-        except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        except (LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"{folder}: its configuration or arrays are not what this build reads; use the Plumbline that wrote "
                 f"it, or train the category again ({error})"

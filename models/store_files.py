@@ -88,7 +88,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"record {path} is damaged ({error}); write it again") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"record {path} is damaged (not a JSON object); write it again")

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.densities.base import NOT_FINITE, Density
 
 BANK_FILE = "bank.faiss"
+FLAT_L2 = b"IxF2"  # what the file of such an index begins with; those of other kinds may have FAISS open more files
 GPU_NEIGHBOURS = 2048  # FAISS on a GPU finds no more; the CPU does
 DIFFERENCES = 2**19  # entries of the differences to neighbours held at once: 2 MB, which a cache holds
 
@@ -55,8 +56,16 @@ class Bank:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Self:
-        """The bank that ``save`` wrote."""
-        return cls(faiss.read_index(str(folder / BANK_FILE)), device)
+        """The bank that ``save`` wrote.
+
+        Raises:
+            OSError, RuntimeError, ValueError: it is not there, not whole, or another kind of index.
+        """
+        path = folder / BANK_FILE
+        with path.open("rb") as file:
+            if (kind := file.read(len(FLAT_L2))) != FLAT_L2:
+                raise ValueError(f"{BANK_FILE} is no flat L2 index of FAISS; it begins with {kind!r}")
+        return cls(faiss.read_index(str(path)), device)
 
     def save(self, folder: Path) -> None:
         """Write the index into ``folder``."""

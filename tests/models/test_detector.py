@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -343,6 +344,27 @@ def test_a_configuration_of_another_build_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ArtifactError, match=r"(?s)not what this build reads.*dense_patch_2"):
         Detector.load(tmp_path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [("Flat", faiss.METRIC_INNER_PRODUCT), ("HNSW8,Flat", faiss.METRIC_L2), ("SQ8", faiss.METRIC_L2)],
+    ids=["inner product", "graph", "quantized"],
+)
+def test_a_bank_of_another_kind_of_index_is_refused(tmp_path: Path, kind: str, metric: int) -> None:
+    detector = detector_of(learn(SMALL))
+    density = detector.scan.members[0].density
+    assert isinstance(density, KernelDensity)
+    density.bank._index = faiss.index_factory(density.dimension, kind, metric)
+    with pytest.raises(ArtifactError, match=r"(?s)not what this build reads.*no flat L2 index"):
+        Detector.load(saved(detector, tmp_path / "artifact"), "cpu")
+
+
+def test_a_way_to_sum_of_another_build_is_refused(tmp_path: Path) -> None:
+    detector = detector_of(learn(SMALL))
+    detector.scan.members[0].density.state["mode"] = torch.tensor(99)
+    with pytest.raises(ArtifactError, match="not what this build reads"):
+        Detector.load(saved(detector, tmp_path / "artifact"), "cpu")
 
 
 def test_weights_of_another_build_are_refused(tmp_path: Path) -> None:

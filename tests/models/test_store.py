@@ -347,7 +347,7 @@ def test_a_number_that_has_records_is_not_given_again(tmp_path: Path) -> None:
     assert store.records(CATEGORY, 3) == {}
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"half": ', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"half": ', b"\xff", b"[" * 10**5])
 def test_a_damaged_record_is_named(tmp_path: Path, content: bytes) -> None:
     store = ModelStore(tmp_path)
     store.publish(CATEGORY, write)
