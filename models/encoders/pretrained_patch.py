@@ -120,20 +120,26 @@ class PretrainedPatch(Encoder):
         return FeatureGrid(self.last_level, 0, self.levels[-1].jump)
 
     def _levels(self, images: Tensor) -> list[Tensor]:
-        mean, deviation = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+        # Filled where the images are: what is copied to a GPU cannot be recorded (``models.inference.CudaGraphs``).
+        mean, deviation = (
+            torch.cat([images.new_full((1, 1, 1), value) for value in values])
+            for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
+        )
         standardized = (images - mean) / deviation  # torchvision's function cannot be traced
         maps: dict[str, Tensor] = self.backbone(standardized.to(next(self.backbone.parameters()).dtype))
         maps[self.levels[-1].module] = self.last_level(maps[self.levels[-1].module])
         means = []
         for level in self.levels:
             x = maps[level.module].float()  # (B, C, ceil(H / jump), ceil(W / jump))
-            rows = window_weights(images.shape[2], x.shape[2], level.jump, self.geometry).to(x)
-            columns = window_weights(images.shape[3], x.shape[3], level.jump, self.geometry).to(x)
+            rows = window_weights(images.shape[2], x.shape[2], level.jump, self.geometry, x.device)
+            columns = window_weights(images.shape[3], x.shape[3], level.jump, self.geometry, x.device)
             means.append(rows @ x @ columns.T)  # (B, C, h, w)
         return means
 
 
-def window_weights(length: int, cells: int, jump: int, geometry: ScanGeometry) -> Tensor:
+def window_weights(
+    length: int, cells: int, jump: int, geometry: ScanGeometry, device: torch.device | str = "cpu"
+) -> Tensor:
     """How much each output of a strided network counts in the mean over each window, along one axis.
 
     Output k is centred on pixel ``jump * k``: every strided layer of these backbones pads by half its kernel. Between
@@ -144,10 +150,11 @@ def window_weights(length: int, cells: int, jump: int, geometry: ScanGeometry) -
         length: of the image's edge, in pixels.
         cells: outputs along it.
         jump: pixels between them.
+        device: where the weights are made.
 
     Returns:
-        (windows, cells), rows sum to 1.
+        (windows, cells) float32, rows sum to 1.
     """
-    position = (torch.arange(length) / jump).clamp(max=cells - 1)  # of every pixel, in outputs
-    shares = (1 - (position[:, None] - torch.arange(cells)).abs()).clamp(min=0)  # (length, cells)
+    position = (torch.arange(length, device=device) / jump).clamp(max=cells - 1)  # of every pixel, in outputs
+    shares = (1 - (position[:, None] - torch.arange(cells, device=device)).abs()).clamp(min=0)  # (length, cells)
     return shares.unfold(0, geometry.patch_size, geometry.stride).mean(dim=2)

@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from models import inference
 from models.artifact import ArtifactError, read_manifest, write_manifest
@@ -202,14 +206,40 @@ def with_plan(chosen: InferencePlan) -> DetectorConfiguration:
     return SMALL.model_copy(update={"inference": chosen})
 
 
+@encoders
+def test_nothing_is_made_on_the_processor_while_a_network_runs_on_a_gpu(configuration: type) -> None:
+    """A copy from there waits, and cannot be recorded. Shown by tensors that have no values, so no GPU is needed."""
+    network = network_of(build(configuration), plan("float16"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        weights = {name: torch.empty_like(tensor, device="cuda") for name, tensor in network.state_dict().items()}
+        pixels = torch.empty(2, 3, 44, 44, device="cuda")
+        with torch.inference_mode(), Devices() as seen:
+            functional_call(network, weights, pixels)
+    assert seen.types == {"cuda"}
+
+
+class Devices(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The types of device on which results of torch's operations lie."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.types: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        self.types |= {result.device.type for result in tree_leaves(results) if isinstance(result, Tensor)}
+        return results
+
+
 # --- on a GPU -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.cuda
+@encoders
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
-def test_recorded_kernels_give_what_the_network_gives(precision: Precision) -> None:
+def test_recorded_kernels_give_what_the_network_gives(configuration: type, precision: Precision) -> None:
     device = torch.device("cuda")
-    network = network_of(build(DensePatchConfiguration).to(device), plan(precision))
+    network = network_of(build(configuration).to(device), plan(precision))
     run = InBatches(CudaGraphs(network.embeddings))
     with torch.inference_mode():
         for count in (1, 3, 2, 3):
