@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from models.densities import RotationClassifier
 from models.densities.traceable import traceable
 from models.detector import Ensemble, Scan
-from models.encoders import Encoder, ResNet18Patch, as_input
-from models.encoders.resnet18_patch import WINDOWS_PER_BATCH
+from models.encoders import as_input
 from models.region_of_interest import RegionOfInterest
 
 INPUT = "images"
@@ -71,7 +70,7 @@ class _Member(nn.Module):
         self.density = None if self.rotation else traceable(scan.density)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        embeddings = _embeddings(self.encoder, pixels)
+        embeddings = self.encoder(pixels)
         if self.rotation is not None:
             score_map = self.rotation.window_scores(self.encoder, pixels)
         else:
@@ -79,18 +78,3 @@ class _Member(nn.Module):
             queries = embeddings.flatten(2).transpose(1, 2)  # (B, h * w, D)
             score_map = self.density(queries).unflatten(1, (self.grid_size, self.grid_size))
         return -score_map, embeddings.mean(dim=(2, 3))
-
-
-def _embeddings(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """(B, 3, S, S) -> (B, D, h, w); an encoder that takes window by window gets a few rows of windows at a time."""
-    if not isinstance(encoder, ResNet18Patch):
-        embeddings: Tensor = encoder(pixels)
-        return embeddings
-    geometry = encoder.geometry
-    grid = geometry.windows(pixels.shape[2])
-    rows = max(1, WINDOWS_PER_BATCH // grid)
-    bands = []
-    for first in range(0, grid, rows):
-        last = min(first + rows, grid) - 1
-        bands.append(encoder(pixels[:, :, geometry.stride * first : geometry.stride * last + geometry.patch_size]))
-    return torch.cat(bands, dim=2)

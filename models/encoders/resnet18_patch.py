@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -39,15 +40,28 @@ class ResNet18Patch(Encoder):
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 512, h, w)."""
+        if torch.compiler.is_exporting():
+            # The graph holds for any number of images, so for no number of parts of all their windows.
+            return torch.cat([self._features(band, at_once=None) for band in self._bands(images)], dim=2)
+        # Training sends one window an image, and batch norm must see the whole batch at once.
+        return self._features(images, at_once=None if self.training else WINDOWS_PER_BATCH)
+
+    def _features(self, images: Tensor, at_once: int | None) -> Tensor:
+        """As ``features``, of so many windows at once; None for all."""
         windows = extract_windows((images * 2 - 1).to(self.backbone.conv1.weight.dtype), self.geometry)
         batch, height, width = windows.shape[:3]
         flat = windows.reshape(-1, *windows.shape[3:])  # (B * h * w, 3, patch, patch)
-        # Training sends one window an image, and batch norm must see the whole batch at once. A graph that is traced
-        # (models/graph.py) holds for any number of images, so for no number of parts.
-        whole = self.training or torch.compiler.is_exporting()
-        parts = [flat] if whole else torch.split(flat, WINDOWS_PER_BATCH)
+        parts = [flat] if at_once is None else torch.split(flat, at_once)
         features = torch.cat([self.backbone(part) for part in parts])
         return features.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    def _bands(self, images: Tensor) -> Iterator[Tensor]:
+        """Images (B, 3, H, W) in bands of whole rows of windows, as many as make a batch of one image's."""
+        step, patch = self.geometry.stride, self.geometry.patch_size
+        height, width = (self.geometry.windows(length) for length in images.shape[2:])
+        rows = max(1, WINDOWS_PER_BATCH // width)
+        for first in range(0, height, rows):
+            yield images[:, :, step * first : step * (min(first + rows, height) - 1) + patch]
 
     def grad_cam_grid(self) -> FeatureGrid:
         """The last stage; every strided layer pads by half its kernel, so its first output is centred on pixel 0."""

@@ -38,6 +38,7 @@ from models.encoders import (
     PretrainedPatchConfiguration,
     ResNet18PatchConfiguration,
     create_encoder,
+    resnet18_patch,
 )
 from models.export import ExportError, check, export, in_float32
 from models.geometry import Box, ScanGeometry
@@ -128,7 +129,10 @@ def test_every_density_agrees(tmp_path: Path, density: DensityConfiguration) -> 
     ],
     ids=["pretrained", "dense, last stage", "resnet18"],
 )
-def test_every_encoder_agrees(tmp_path: Path, encoder: EncoderConfiguration, geometry: ScanGeometry) -> None:
+def test_every_encoder_agrees(
+    tmp_path: Path, encoder: EncoderConfiguration, geometry: ScanGeometry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resnet18_patch, "WINDOWS_PER_BATCH", 7)  # of rows of three: two bands
     detector = make(DetectorConfiguration(encoder=encoder, geometry=geometry, inference=FLOAT32))
     export(detector, detector.own_operation, tmp_path / "out", "onnx")
     for session in sessions(tmp_path / "out"):
