@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from models.artifact import sync_folder, sync_tree
 from models.calibration_set import calibrate
-from models.densities import Density, KernelDensity
+from models.densities import KernelDensity
 from models.detector import Detector, Scan, combine, configuration_of
 from models.graph import INPUT, OUTPUTS, DetectorGraph
 from models.heatmap import peak_window
@@ -121,14 +121,10 @@ def in_float32(detector: Detector, operation: Operation) -> tuple[Detector, Oper
     same false-reject rate in the same region; so they are where a version of another plan was loaded by float32. A
     detector that computes in float32 stays as it is.
     """
-    scan = detector.scan
-    members = [(member, _density_in_float32(member.density)) for member in scan.members]
-    plans = {_own_plan(detector), scan.configuration.inference}
-    if plans == {FLOAT32} and all(member.density is density for member, density in members):
+    members = tuple(_scan_in_float32(member) for member in detector.scan.members)
+    if members == detector.scan.members and _own_plan(detector) == FLOAT32:
         return detector, operation
-    configuration = scan.configuration.model_copy(update={"inference": FLOAT32})
-    exact = combine([Scan(configuration, member.encoder, density, scan.device) for member, density in members])
-    held = detector.calibration_set
+    exact, held = combine(members), detector.calibration_set
     made = detector.rescanned(exact, calibrate(exact, detector.geometry, held.inputs, held.contents))
     made.manifest = detector.manifest
     before = operation.operating_point
@@ -145,8 +141,13 @@ def _own_plan(detector: Detector) -> InferencePlan:
     return configuration_of(detector.manifest).inference
 
 
-def _density_in_float32(density: Density) -> Density:
-    return density.in_float32() if isinstance(density, KernelDensity) else density
+def _scan_in_float32(scan: Scan) -> Scan:
+    """The scan itself where all of it is in float32."""
+    density = scan.density.in_float32() if isinstance(scan.density, KernelDensity) else scan.density
+    if scan.configuration.inference == FLOAT32 and density is scan.density:
+        return scan
+    configuration = scan.configuration.model_copy(update={"inference": FLOAT32})
+    return Scan(configuration, scan.encoder, density, scan.device)
 
 
 def open_session(folder: Path, form: Format) -> Session:

@@ -49,7 +49,7 @@ from models.inference import FLOAT32, InferencePlan
 from models.operation import Operation
 from models.region_of_interest import RegionOfInterest
 from models.sessions import MissingExtra, OnnxSession, OpenVinoSession, Session, openvino
-from tests.models.detectors import SMALL, learn, make, part
+from tests.models.detectors import SMALL, learn, make, part, saved
 
 GEOMETRY = SMALL.geometry
 SIDE = GEOMETRY.image_size
@@ -221,6 +221,15 @@ def test_half_precision_becomes_float32_and_is_calibrated_as_that(tmp_path: Path
     assert report["image_threshold"] != half.operating_point.image_threshold
     assert_agrees(exact, OnnxSession(tmp_path / "out" / "model.onnx"))
     assert in_float32(exact, operation) == (exact, operation)
+
+
+def test_a_version_loaded_by_float32_is_calibrated_for_it_and_not_made_again(tmp_path: Path) -> None:
+    half = make(SMALL.model_copy(update={"inference": InferencePlan(precision="bfloat16")}))
+    loaded = Detector.load(saved(half, tmp_path / "artifact"), "cpu", FLOAT32)
+    exact, operation = in_float32(loaded, half.own_operation)
+    assert exact.scan is loaded.scan
+    expected, _ = in_float32(half, half.own_operation)
+    assert operation.operating_point == expected.operating_point != half.operating_point
 
 
 def test_a_sampled_sum_is_refused() -> None:
