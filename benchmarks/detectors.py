@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from models.detector import Detector, DetectorConfiguration
+from models.configuration import DetectorConfiguration
+from models.detector import Detector
 from models.device import resolve_device
 from models.store import ModelStore, StoreError
 from training.data import open_dataset

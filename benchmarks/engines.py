@@ -22,12 +22,14 @@ from benchmarks.detectors import load_active
 from benchmarks.machine import machine
 from models.allocator import keep_freed_memory
 from models.calibration_set import calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import create_density
-from models.detector import Detector, DetectorConfiguration, Scan, by_plan
+from models.detector import Detector
 from models.device import set_threads
 from models.encoders import create_encoder
 from models.export import MODELS, export
 from models.inference import FLOAT32, InferencePlan
+from models.scan import Scan, by_plan
 from models.sessions import OnnxSession, OpenVinoSession
 from models.timing import interleave
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.configuration import DetectorConfiguration
 from models.densities import KernelDensity
-from models.detector import DetectorConfiguration, Scan
 from models.device import set_threads
 from models.encoders import create_encoder
+from models.scan import Scan
 from training.fit import WindowStream
 
 

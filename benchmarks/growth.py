@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from benchmarks.kde import FEWEST, TooFew
 from benchmarks.machine import machine
+from models.configuration import DetectorConfiguration
 from models.densities import Density, KernelDensityConfiguration, create_density
 from models.densities.kde import Computed
-from models.detector import DetectorConfiguration, Scan
 from models.encoders import Encoder, create_encoder
 from models.geometry import ScanGeometry
+from models.scan import Scan
 from models.timing import Timing, interleave
 
 BANK_SIZES = (1024, 4096, 16384, 65536)

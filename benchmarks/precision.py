@@ -19,9 +19,10 @@ from benchmarks.compression import KINDS, Setting, areas, changed, fitted, say
 from benchmarks.detectors import load_active
 from benchmarks.embedded import Embedded, find_data, points, study_parser
 from benchmarks.machine import machine
-from models.detector import Detector, by_plan
+from models.detector import Detector
 from models.device import resolve_device, set_threads
 from models.inference import FLOAT32, InferencePlan
+from models.scan import by_plan
 from training.bootstrap import resampled
 
 BANK = 4096  # embeddings of the bank

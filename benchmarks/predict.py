@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import machine, peak_memory
-from models.detector import Detector, at_once
+from models.detector import Detector
 from models.images import decode_image
+from models.scan import at_once
 from models.timing import Timing, interleave
 from models.validity import summarise
 from service.rendering import render_overlay

@@ -22,11 +22,13 @@ from benchmarks.detectors import load_active
 from benchmarks.embedded import Embedded, change, find_data, points, study_parser
 from benchmarks.machine import machine
 from models.allocator import keep_freed_memory
+from models.configuration import DetectorConfiguration
 from models.densities import KernelDensity, KernelDensityConfiguration
-from models.detector import Detector, DetectorConfiguration, Scan
+from models.detector import Detector
 from models.device import resolve_device, set_threads
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.inference import InferencePlan
+from models.scan import Scan
 from models.timing import interleave
 from training.bootstrap import resampled
 from training.reproduction.report import aligned

@@ -21,7 +21,7 @@ CALIBRATION_FILE = "calibration.safetensors"
 
 
 class Seen(Protocol):
-    """What was seen in B inputs; ``models.detector.Look``."""
+    """What was seen in B inputs; ``models.scan.Look``."""
 
     @property
     def score_maps(self) -> NDArray[np.float32]: ...

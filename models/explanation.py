@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.densities import DENSITIES, RotationClassifier
-from models.detector import Detector, Scan
+from models.detector import Detector
 from models.geometry import Box
 from models.heatmap import peak_window
 from models.operation import Operation
 from models.prediction import Prediction
+from models.scan import Scan
 
 Method = Literal["integrated_gradients", "grad_cam"]
 DEFAULT_STEPS = 64

@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 
 from models.artifact import sync_folder, sync_tree
 from models.calibration_set import calibrate
+from models.configuration import configuration_of
 from models.densities import KernelDensity
-from models.detector import Detector, Scan, combine, configuration_of
+from models.detector import Detector
 from models.graph import INPUT, OUTPUTS, DetectorGraph
 from models.heatmap import peak_window
 from models.inference import FLOAT32, InferencePlan
 from models.operation import Operation
+from models.scan import Scan, combine
 from models.sessions import FACTS, OnnxSession, OpenVinoSession, Outcome, Session, openvino, require
 from models.store_files import remove
 

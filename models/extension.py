@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from models.calibration import Calibration, OperatingPoint
 from models.calibration_set import CalibrationSet, calibrate
 from models.densities.bank import BankDensity
-from models.detector import Detector, Scan, combine
+from models.detector import Detector
+from models.scan import Scan, combine
 
 MOST_IMAGES = 200  # at once: every one adds all its windows to the bank
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from models.densities import RotationClassifier
 from models.densities.traceable import traceable
-from models.detector import Ensemble, Scan
 from models.encoders import as_input
 from models.region_of_interest import RegionOfInterest
+from models.scan import Ensemble, Scan
 
 INPUT = "images"
 OUTPUTS = ("score_map", "image_score", "anomaly_map", "mean_embedding")

@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
         score_maps: (B, h, w).
         image_scores: (B,) over the windows that count in an image which fills the square.
         anomaly_maps: (B, S, S).
-        summaries: (B, D), as those of ``models.detector.Look``.
+        summaries: (B, D), as those of ``models.scan.Look``.
     """
 
     score_maps: NDArray[np.float32]

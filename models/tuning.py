@@ -19,9 +19,10 @@ from scipy.stats import spearmanr
 
 from models.calibration import OperatingPoint
 from models.calibration_set import CalibrationSet, calibrate
-from models.detector import Detector, Ensemble, Scan, by_plan
+from models.detector import Detector
 from models.device import computes_bfloat16
 from models.inference import FLOAT32, Engine, InferenceError, InferencePlan, Precision
+from models.scan import Ensemble, Scan, by_plan
 from models.timing import Timing, interleave
 
 NOISE = 1.03  # a plan must be this many times faster than the one that a version has to take its place

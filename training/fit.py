@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from models.calibration import threshold_rank
 from models.calibration_set import CalibrationSet, calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import (
     DensityConfiguration,
     KernelDensity,
@@ -23,8 +24,9 @@ from models.densities import (
     RotationClassifierConfiguration,
     create_density,
 )
-from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine, member_folder
+from models.detector import Detector, member_folder
 from models.geometry import ScanGeometry
+from models.scan import Ensemble, Scan, combine
 from models.validity import Validity, blank_frames
 from training.data import DataError, Dataset, load_images, split_calibration
 from training.pretext import PretextConfiguration, PretextTask, Rotation, RotationTasks

@@ -150,7 +150,7 @@ def _http(options: argparse.Namespace) -> dict[str, Any]:
 def _detector(options: argparse.Namespace) -> tuple[Path, str, list[Path]]:
     """The model store, the category and the images that options name, or those made for it."""
     from benchmarks.detectors import prepare
-    from models.detector import DetectorConfiguration
+    from models.configuration import DetectorConfiguration
     from models.encoders import ENCODERS
 
     own = (options.models, options.category, options.images)

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the demonstration; what an earlier one left in ``--out`` is replaced."""
-    from models.detector import DetectorConfiguration
+    from models.configuration import DetectorConfiguration
     from models.device import resolve_device, set_threads
     from models.encoders import DensePatchConfiguration
     from models.store import ModelStore

@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    from models.detector import Detector, configuration_of
+    from models.configuration import configuration_of
+    from models.detector import Detector
     from models.device import set_threads
     from models.inference import FLOAT32, InferenceError
     from models.operation import Operations

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.calibration_set import calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import create_density
-from models.detector import Detector, DetectorConfiguration, Scan
+from models.detector import Detector
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box, ScanGeometry
+from models.scan import Scan
 
 SIDE, WIDTH, BANK = 64, 2, 100
 CATEGORY = "chip"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.density import DENSITIES, REFERENCE, report, study
 from benchmarks.embedded import Embedded
-from models.detector import DetectorConfiguration
+from models.configuration import DetectorConfiguration
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
 from training.data import open_dataset

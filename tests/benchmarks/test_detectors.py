@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import detectors
 from benchmarks.detectors import PRODUCT, load_active, prepare
-from models.detector import DetectorConfiguration
+from models.configuration import DetectorConfiguration
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
 from models.store import ModelStore, StoreError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.fitting import measure
-from models.detector import DetectorConfiguration
+from models.configuration import DetectorConfiguration
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
 

@@ -12,11 +12,12 @@ import torch
 
 from benchmarks import growth
 from benchmarks.growth import USUAL_BANK, measure
+from models.configuration import DetectorConfiguration
 from models.densities.kde import Computed
-from models.detector import DetectorConfiguration, Scan
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
 from models.images import read_image
+from models.scan import Scan
 from models.timing import Timing
 
 SIDE = 64

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.predict import measure
-from models.detector import Look
+from models.scan import Look
 from models.store import ModelStore
 from tests.benchmarks.support import BANK, CATEGORY, SIDE, small_detector, write_images
 from tests.cli.support import run_program

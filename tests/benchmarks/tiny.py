@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from models.detector import Detector, DetectorConfiguration
+from models.configuration import DetectorConfiguration
+from models.detector import Detector
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
 from training.data import open_dataset

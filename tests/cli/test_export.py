@@ -11,11 +11,12 @@ import pytest
 
 from models.artifact import read_manifest
 from models.calibration_set import calibrate
-from models.detector import Detector, by_plan
+from models.detector import Detector
 from models.export import in_float32
 from models.images import read_image
 from models.inference import FLOAT32, InferencePlan
 from models.operation import Operations, revised
+from models.scan import by_plan
 from models.sessions import OnnxSession, OpenVinoSession
 from models.store import ModelStore
 from tests.cli.conftest import Run

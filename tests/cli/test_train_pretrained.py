@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.detector import Detector, Scan
+from models.detector import Detector
 from models.encoders import PretrainedPatch
+from models.scan import Scan
 from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE

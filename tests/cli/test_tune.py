@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from models import tuning
-from models.detector import Detector, Ensemble, Look, Scan, by_plan
+from models.detector import Detector
 from models.inference import FLOAT32, InferencePlan
 from models.operation import Operation, Operations, revised
 from models.region_of_interest import RegionOfInterest
+from models.scan import Ensemble, Look, Scan, by_plan
 from models.store import ModelStore
 from models.tuning import Measured, fastest
 from tests.cli.conftest import Run

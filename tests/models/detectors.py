@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from models.calibration import OperatingPoint
 from models.calibration_set import CalibrationSet, calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import create_density
-from models.detector import Detector, DetectorConfiguration, Scan
+from models.detector import Detector
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box, ScanGeometry
 from models.images import place_image
 from models.inference import FLOAT32
+from models.scan import Scan
 
 FINGERPRINT = "0123456789abcdef" * 4
 SMALL = DetectorConfiguration(

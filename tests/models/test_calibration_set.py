@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from models.calibration import Calibration
 from models.calibration_set import CALIBRATION_FILE, CalibrationSet, calibrate
-from models.detector import Look
 from models.geometry import Box, ScanGeometry
 from models.heatmap import GaussianUpsampler
+from models.scan import Look
 
 GEOMETRY = ScanGeometry(image_size=64)
 WHOLE, TOP = Box(x=0, y=0, width=64, height=64), Box(x=0, y=0, width=64, height=20)

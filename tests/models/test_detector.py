@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from models.artifact import ArtifactError, write_manifest
+from models.configuration import DetectorConfiguration
 from models.densities import (
     DensityConfiguration,
     GaussianDensityConfiguration,
@@ -22,7 +23,7 @@ from models.densities import (
     OneClassSVMConfiguration,
 )
 from models.densities.reduction import ReductionConfiguration
-from models.detector import IMAGES_PER_SCAN, Detector, DetectorConfiguration, Look, Scan, _look_at_once
+from models.detector import IMAGES_PER_SCAN, Detector
 from models.device import DeviceError
 from models.encoders import (
     DensePatchConfiguration,
@@ -34,6 +35,7 @@ from models.geometry import Box, ScanGeometry
 from models.heatmap import GaussianUpsampler
 from models.images import ResizeMode, place_image
 from models.prediction import Prediction, Verdict
+from models.scan import Look, Scan, _look_at_once
 from tests.models.detectors import FINGERPRINT, SMALL, detector_of, learn, make, part, point, saved
 from tests.threads import torch_threads
 

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from models.artifact import ArtifactError, read_manifest
 from models.calibration_set import calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import KernelDensity, KernelDensityConfiguration
-from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine
+from models.detector import Detector
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box, ScanGeometry
 from models.heatmap import GaussianUpsampler
+from models.scan import Ensemble, Scan, combine
 
 CONFIGURATION = DetectorConfiguration(geometry=ScanGeometry(image_size=64), encoder=DensePatchConfiguration(width=3))
 MEMBERS = 3

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.calibration_set import calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import (
     DENSITIES,
     DensityConfiguration,
@@ -26,7 +27,7 @@ from models.densities import (
     create_density,
 )
 from models.densities.reduction import ReductionConfiguration
-from models.detector import Detector, DetectorConfiguration, Scan, combine
+from models.detector import Detector
 from models.encoders import (
     DensePatchConfiguration,
     Encoder,
@@ -41,6 +42,7 @@ from models.heads import ROTATIONS, projection_head
 from models.heatmap import peak_window
 from models.images import place_image, read_image
 from models.inference import FLOAT32
+from models.scan import Scan, combine
 from training.data import open_dataset
 from training.fit import FitConfiguration, fit
 from training.synthetic import generate

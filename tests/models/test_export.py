@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models import export as exporting
 from models.calibration_set import calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import (
     Density,
     DensityConfiguration,
@@ -31,7 +32,7 @@ from models.densities import (
     RotationClassifierConfiguration,
 )
 from models.densities.traceable import NotTraceable, TracedKernelSum, traceable
-from models.detector import Detector, DetectorConfiguration, Scan, combine
+from models.detector import Detector
 from models.encoders import (
     DensePatchConfiguration,
     EncoderConfiguration,
@@ -48,6 +49,7 @@ from models.heatmap import peak_window
 from models.inference import FLOAT32, InferencePlan
 from models.operation import Operation
 from models.region_of_interest import RegionOfInterest
+from models.scan import Scan, combine
 from models.sessions import MissingExtra, OnnxSession, OpenVinoSession, Session, openvino
 from tests.models.detectors import SMALL, learn, make, part, saved
 

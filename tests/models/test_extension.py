@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.calibration_set import calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import (
     DensityConfiguration,
     GaussianDensityConfiguration,
@@ -17,10 +18,11 @@ from models.densities import (
     KernelDensityConfiguration,
     NearestNeighboursConfiguration,
 )
-from models.detector import Detector, DetectorConfiguration, Ensemble
+from models.detector import Detector
 from models.extension import MOST_IMAGES, NotExtendable, extend, extension_steps
 from models.geometry import Box
 from models.prediction import Verdict
+from models.scan import Ensemble
 from tests.models.detectors import FINGERPRINT, SMALL, learn_once, make, part, saved
 
 ODD = part(99, 90, 120, Box(x=40, y=30, width=24, height=24))

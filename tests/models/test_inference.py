@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from models import inference
 from models.artifact import ArtifactError, read_manifest, write_manifest
+from models.configuration import DetectorConfiguration
 from models.densities import KernelDensity
-from models.detector import Detector, DetectorConfiguration, Scan, combine
+from models.detector import Detector
 from models.encoders import (
     DensePatchConfiguration,
     Encoder,
@@ -37,6 +38,7 @@ from models.inference import (
     folded,
     network_of,
 )
+from models.scan import Scan, combine
 from tests.models.detectors import SMALL, detector_of, learn, make, part, saved
 
 CPU = torch.device("cpu")

@@ -12,7 +12,8 @@ import pytest
 
 from models.artifact import ArtifactError
 from models.calibration import OperatingPoint
-from models.detector import Detector, DetectorConfiguration
+from models.configuration import DetectorConfiguration
+from models.detector import Detector
 from models.geometry import Box, ScanGeometry
 from models.operation import Operation, Operations, UnknownOperation, revised, set_by_hand
 from models.prediction import Verdict

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from models.calibration import OperatingPoint
 from models.calibration_set import calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import RotationClassifier, RotationClassifierConfiguration, create_density
-from models.detector import Detector, DetectorConfiguration, Scan, combine
+from models.detector import Detector
 from models.encoders import (
     DensePatchConfiguration,
     EncoderConfiguration,
@@ -24,6 +25,7 @@ from models.encoders import (
 from models.geometry import Box, ScanGeometry
 from models.heads import ROTATIONS, projection_head
 from models.prediction import Verdict
+from models.scan import Scan, combine
 from models.validity import (
     LAYOUT_DIMENSION,
     Validity,

@@ -26,11 +26,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.calibration_set import calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import DensityConfiguration, KernelDensityConfiguration, create_density
-from models.detector import Detector, DetectorConfiguration, Scan
+from models.detector import Detector
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box
 from models.images import place_image
+from models.scan import Scan
 from models.store import ModelStore
 
 CATEGORY = "plate"

@@ -14,9 +14,10 @@ import pytest
 from numpy.typing import NDArray
 
 from models.densities import RotationClassifier, RotationClassifierConfiguration
-from models.detector import Detector, Scan
+from models.detector import Detector
 from models.explanation import Explanation, Method, explain
 from models.heads import ROTATIONS, projection_head
+from models.scan import Scan
 from models.store import ModelStore
 from service.rendering import full_colour, render_explanation
 from tests.service.conftest import Serve

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.detector import Detector, Scan
+from models.detector import Detector
+from models.scan import Scan
 from service.line import DeadlineUnmet, Image, Job, Line, Released, Work
 from service.pace import Pace
 from tests.service.support import make_detector

@@ -12,8 +12,9 @@ import httpx
 import pytest
 
 from models.artifact import write_manifest
-from models.detector import Detector, Scan
+from models.detector import Detector
 from models.geometry import ScanGeometry
+from models.scan import Scan
 from models.store import ModelStore
 from tests.service.conftest import Serve
 from tests.service.support import (

@@ -12,7 +12,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.detector import Detector, Scan
+from models.detector import Detector
+from models.scan import Scan
 from service.line import DeadlineUnmet, Image, Line, Released
 from service.pace import Pace
 from service.worker import DeviceOutOfMemory, Worker, WorkerUnavailable

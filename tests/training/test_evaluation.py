@@ -17,12 +17,14 @@ from PIL import Image
 
 from models.calibration import OperatingPoint
 from models.calibration_set import calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import KernelDensityConfiguration, create_density
-from models.detector import Detector, DetectorConfiguration, Scan
+from models.detector import Detector
 from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box, ScanGeometry
 from models.images import ResizeMode, place_image
 from models.prediction import Verdict
+from models.scan import Scan
 from training import evaluation
 from training.data import DataError, Dataset, Sample
 from training.evaluation import evaluate

@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from models.calibration_set import calibrate
+from models.configuration import DetectorConfiguration
 from models.densities import (
     GaussianDensityConfiguration,
     KernelDensity,
@@ -23,10 +24,11 @@ from models.densities import (
     create_density,
 )
 from models.densities.reduction import ReductionConfiguration
-from models.detector import Detector, DetectorConfiguration, Scan
+from models.detector import Detector
 from models.encoders import DensePatchConfiguration, Encoder, create_encoder
 from models.geometry import ScanGeometry
 from models.images import ResizeMode, place_image, read_image
+from models.scan import Scan
 from models.store import ModelStore
 from training.data import DataError, open_dataset
 from training.fit import (

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.configuration import DetectorConfiguration
 from models.densities import (
     DensityConfiguration,
     GaussianDensityConfiguration,
@@ -16,7 +17,7 @@ from models.densities import (
     NearestNeighboursConfiguration,
     OneClassSVMConfiguration,
 )
-from models.detector import Detector, DetectorConfiguration
+from models.detector import Detector
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
 from models.images import read_image

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from models.configuration import DetectorConfiguration
 from models.densities import KernelDensity
-from models.detector import Detector, DetectorConfiguration, Ensemble, Scan
+from models.detector import Detector
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
 from models.images import read_image
+from models.scan import Ensemble, Scan
 from training.data import open_dataset
 from training.fit import FitConfiguration, fit
 from training.pretext import CutPasteConfiguration, RotationConfiguration

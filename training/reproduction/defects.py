@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.configuration import DetectorConfiguration
 from models.densities import create_density
-from models.detector import DetectorConfiguration, Scan
 from models.geometry import ScanGeometry
 from models.images import ImageError
 from models.inference import FLOAT32
+from models.scan import Scan
 from training.data import GOOD, DataError, load_images, load_mask, open_dataset
 from training.fit import fit_density
 from training.metrics import RankedPixels, auroc
