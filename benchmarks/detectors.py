@@ -10,7 +10,8 @@ import torch
 from models.configuration import DetectorConfiguration
 from models.detector import Detector
 from models.device import resolve_device
-from models.store import ModelStore, StoreError
+from models.store import ModelStore
+from models.store_errors import StoreError
 from training.data import open_dataset
 from training.fit import FitConfiguration, fit
 from training.synthetic import generate

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from models.artifact import ArtifactError
 from models.images import ImageError
-from models.store import StoreError
+from models.store_errors import StoreError
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 

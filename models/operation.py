@@ -13,7 +13,8 @@ from models.activations import system_user
 from models.artifact import ArtifactError
 from models.calibration import OperatingPoint
 from models.region_of_interest import RegionOfInterest
-from models.store import ModelStore, RecordExists, StoreError
+from models.store import ModelStore
+from models.store_errors import RecordExists, StoreError
 
 if TYPE_CHECKING:
     from models.detector import Detector

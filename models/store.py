@@ -14,71 +14,19 @@ The system frees the lock of a process that dies, so whoever holds it knows a st
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from models.activations import Activation, previous, read_activations, rendered, system_user
 from models.artifact import ArtifactError, sync_folder, sync_tree, verify
-from models.store_files import (
-    NAME,
-    make_read_only,
-    numbers_in,
-    read_pointer,
-    read_record,
-    record_text,
-    remove,
-    write_file,
-)
-
-_STAGING = ".staging"
-_ACTIVE, _SHADOW = "active", "shadow"
-_ADVICE = {_ACTIVE: "activate", _SHADOW: "choose as shadow"}
-
-
-class StoreError(Exception):
-    """A request that the store cannot meet."""
-
-
-class StoreNotFound(StoreError):
-    """There is no folder at the store's root."""
-
-
-class StoreReadOnly(StoreError):
-    """This process may not write to the category."""
-
-
-class InvalidCategoryName(StoreError, ValueError):
-    """The name cannot be that of a category, whatever the store holds."""
-
-
-class UnknownCategory(StoreError, LookupError):
-    """The store holds no version of the category."""
-
-    def __init__(self, category: str, known: Collection[str]) -> None:
-        self.category = category
-        self.known = sorted(known)
-        super().__init__(f"no category {category!r}; there is {', '.join(self.known) or 'none yet'}")
-
-
-class UnknownVersion(StoreError, LookupError):
-    """The category has no such version."""
-
-    def __init__(self, category: str, version: int, known: Collection[int]) -> None:
-        self.category = category
-        self.version = version
-        self.known = sorted(known)
-        super().__init__(f"category {category!r} has no version {version}; there is {', '.join(map(str, self.known))}")
-
-
-class RecordExists(StoreError):
-    """A record that is written once is there already."""
+from models.store_category import ACTIVE, ADVICE, SHADOW, CategoryFolder
+from models.store_errors import InvalidCategoryName, RecordExists, StoreNotFound, UnknownCategory, UnknownVersion
+from models.store_files import NAME, make_read_only, read_record, record_text, remove, write_file
 
 
 def check_category_name(category: str) -> None:
@@ -107,12 +55,12 @@ class ModelStore:
         if not self.root.is_dir():
             raise StoreNotFound(f"there is no model store at {self.root}; name the folder that models are published to")
         names = [entry.name for entry in self.root.iterdir() if NAME.fullmatch(entry.name)]
-        return sorted(name for name in names if self._published(name))
+        return sorted(name for name in names if self._of(name).published())
 
     def versions(self, category: str) -> list[int]:
         """The versions of a category, ascending."""
         check_category_name(category)
-        versions = self._published(category)
+        versions = self._of(category).published()
         if not versions:
             raise UnknownCategory(category, self.categories())
         return versions
@@ -123,7 +71,7 @@ class ModelStore:
         Raises:
             ArtifactError: the pointer is damaged, or names a version that is gone.
         """
-        return self._named(category, _ACTIVE)
+        return self._named(category, ACTIVE)
 
     def shadow(self, category: str) -> int | None:
         """The version that scores beside the active one and only records; None where there is none.
@@ -131,7 +79,7 @@ class ModelStore:
         Raises:
             ArtifactError: as ``active``.
         """
-        return self._named(category, _SHADOW)
+        return self._named(category, SHADOW)
 
     def activations(self, category: str) -> list[Activation]:
         """Which version became active when, the latest last.
@@ -140,7 +88,7 @@ class ModelStore:
             ArtifactError: the history is damaged.
         """
         self.versions(category)
-        return read_activations(self._history(category))
+        return read_activations(self._of(category).history)
 
     def previous(self, category: str) -> int | None:
         """The version that a rollback makes active again; None where there is none.
@@ -161,7 +109,7 @@ class ModelStore:
         versions = self.versions(category)
         if version not in versions:
             raise UnknownVersion(category, version, versions)
-        return self._versions(category) / str(version)
+        return self._of(category).version(version)
 
     def publish(
         self,
@@ -192,12 +140,12 @@ class ModelStore:
         """
         check_category_name(category)
         texts = {name: record_text(name, payload) for name, payload in (records or {}).items()}
-        versions = self._versions(category)
-        self._make_folder(versions)
-        staging = versions / _STAGING
-        with self._lock(category):
+        folder = self._of(category)
+        folder.make(folder.versions)
+        staging = folder.staging
+        with folder.lock():
             remove(staging)
-            version = self._next_version(category)
+            version = folder.next_version()
             staging.mkdir()
             try:
                 write(staging, version)
@@ -210,16 +158,16 @@ class ModelStore:
                 make_read_only(staging)
                 sync_tree(staging)
                 for name, text in texts.items():
-                    self._write_record(category, version, name, text)
-                staging.rename(versions / str(version))
+                    folder.write_record(version, name, text)
+                staging.rename(folder.version(version))
             except BaseException:
                 shutil.rmtree(staging, ignore_errors=True)  # what stays, the next publish removes
                 if texts:
-                    shutil.rmtree(self._records(category, version), ignore_errors=True)
+                    shutil.rmtree(folder.records(version), ignore_errors=True)
                 raise
-            sync_folder(versions)
+            sync_folder(folder.versions)
             if activate:
-                self._activate(category, version, author)
+                _activate(folder, version, author)
         return version
 
     def activate(self, category: str, version: int, *, author: str | None = None, rollback: bool = False) -> None:
@@ -234,8 +182,9 @@ class ModelStore:
             ArtifactError: as ``activations``.
         """
         self.folder(category, version)
-        with self._lock(category):
-            self._activate(category, version, author, rollback=rollback)
+        folder = self._of(category)
+        with folder.lock():
+            _activate(folder, version, author, rollback=rollback)
 
     def set_shadow(self, category: str, version: int | None) -> None:
         """Let a version score beside the active one, or, with None, no version.
@@ -247,8 +196,9 @@ class ModelStore:
             self.versions(category)
         else:
             self.folder(category, version)
-        with self._lock(category):
-            self._point(category, _SHADOW, version)
+        folder = self._of(category)
+        with folder.lock():
+            folder.point(SHADOW, version)
 
     def check_writable(self, category: str) -> None:
         """See that this process may write to a category, before work is spent on what will be written.
@@ -257,8 +207,7 @@ class ModelStore:
             StoreReadOnly: it may not.
         """
         self.versions(category)
-        if not os.access(folder := self._category(category), os.W_OK):
-            raise _read_only(folder)
+        self._of(category).check_writable()
 
     def record(
         self, category: str, version: int, name: str, payload: Mapping[str, Any], *, replace: bool = True
@@ -274,10 +223,11 @@ class ModelStore:
         """
         self.folder(category, version)
         text = record_text(name, payload)
-        with self._lock(category):
-            if not replace and self._record(category, version, name).exists():
+        folder = self._of(category)
+        with folder.lock():
+            if not replace and folder.record(version, name).exists():
                 raise RecordExists(f"{category!r} version {version} has a record {name!r} already")
-            return self._write_record(category, version, name, text)
+            return folder.write_record(version, name, text)
 
     def records(self, category: str, version: int) -> dict[str, dict[str, Any]]:
         """The records of a version by name.
@@ -294,126 +244,43 @@ class ModelStore:
 
     def _record_paths(self, category: str, version: int) -> list[Path]:
         self.folder(category, version)
-        folder = self._records(category, version)
-        if not self._is_own_folder(folder):
-            return []
-        return [path for path in sorted(folder.glob("*.json")) if NAME.fullmatch(path.stem)]
+        return self._of(category).record_paths(version)
 
-    def _write_record(self, category: str, version: int, name: str, text: str) -> Path:
-        """Put a record in its place; the caller holds the category's lock."""
-        path = self._record(category, version, name)
-        self._make_folder(path.parent)
-        write_file(path, text)
-        return path
-
-    def _category(self, category: str) -> Path:
-        return self.root / category
-
-    def _versions(self, category: str) -> Path:
-        return self._category(category) / "versions"
-
-    def _records(self, category: str, version: int) -> Path:
-        return self._category(category) / "records" / str(version)
-
-    def _record(self, category: str, version: int, name: str) -> Path:
-        return self._records(category, version) / f"{name}.json"
-
-    def _published(self, category: str) -> list[int]:
-        folder = self._versions(category)
-        if not self._is_own_folder(folder):
-            return []
-        return sorted(number for number in numbers_in(folder) if self._is_own_folder(folder / str(number)))
-
-    def _history(self, category: str) -> Path:
-        return self._category(category) / "activations.json"
+    def _of(self, category: str) -> CategoryFolder:
+        return CategoryFolder(self.root, category)
 
     def _named(self, category: str, name: str) -> int | None:
         """The version that a pointer of the category names, which is there."""
         check_category_name(category)
-        version = self._pointer(category, name)  # before the list: a version is there before the pointer names it
+        folder = self._of(category)
+        version = folder.pointer(name)  # before the list: a version is there before the pointer names it
         versions = self.versions(category)
         if version is not None and version not in versions:
-            path = self._category(category) / name
             others = ", ".join(map(str, versions))
-            raise ArtifactError(f"{path} names version {version}, which is gone; {_ADVICE[name]} one of {others}")
+            raise ArtifactError(
+                f"{folder.path / name} names version {version}, which is gone; {ADVICE[name]} one of {others}"
+            )
         return version
 
-    def _pointer(self, category: str, name: str) -> int | None:
-        return read_pointer(self._category(category) / name, f"{_ADVICE[name]} a version")
 
-    def _activate(self, category: str, version: int, author: str | None, *, rollback: bool = False) -> None:
-        history = read_activations(self._history(category))
-        with suppress(ArtifactError):  # a damaged pointer is mended by the new one
-            before = self._pointer(category, _ACTIVE)
-            if before is not None and [entry.version for entry in history[-1:]] != [before]:
-                # Activated without a line here: by an older Plumbline, or by one that died in between.
-                moved = datetime.fromtimestamp((self._category(category) / _ACTIVE).stat().st_mtime, UTC)
-                history.append(Activation(version=before, time=moved, author=None))
-        self._point(category, _ACTIVE, version)
-        if [entry.version for entry in history[-1:]] != [version]:
-            now, author = datetime.now(UTC), author or system_user()
-            history.append(Activation(version=version, time=now, author=author, rollback=rollback))
-            write_file(self._history(category), rendered(history))
-        with suppress(ArtifactError):
-            if self._pointer(category, _SHADOW) == version:
-                self._point(category, _SHADOW, None)
-
-    def _point(self, category: str, name: str, version: int | None) -> None:
-        path = self._category(category) / name
-        if version is None:
-            path.unlink(missing_ok=True)
-            sync_folder(path.parent)
-        else:
-            write_file(path, f"{version}\n")
-
-    def _next_version(self, category: str) -> int:
-        # A version deleted by hand leaves records and the pointer: given again, its number would inherit both.
-        taken = numbers_in(self._versions(category)) | numbers_in(self._category(category) / "records")
-        with suppress(ArtifactError):  # a damaged pointer is no reason not to publish
-            taken.add(self._pointer(category, _ACTIVE) or 0)
-        return max(taken, default=0) + 1
-
-    def _is_own_folder(self, folder: Path) -> bool:
-        """Whether a folder below the root exists, with no symbolic link on the way to it."""
-        return folder.is_dir() and not self._links(folder)
-
-    def _links(self, folder: Path) -> list[Path]:
-        steps = [folder, *folder.parents]
-        return [step for step in steps[: steps.index(self.root)] if step.is_symlink()]
-
-    def _make_folder(self, folder: Path) -> None:
-        """Create a folder and those above it, each on the disk before the next."""
-        if links := self._links(folder):
-            raise StoreError(f"{links[0]} is a symbolic link, which the store does not follow; put a folder there")
-        for step in reversed([folder, *folder.parents]):
-            if not step.is_dir():
-                try:
-                    step.mkdir(exist_ok=True)
-                except FileExistsError as error:
-                    raise StoreError(f"{step} is a file where the store needs a folder; move it away") from error
-                sync_folder(step.parent)
-
-    @contextmanager
-    def _lock(self, category: str) -> Iterator[None]:
-        folder = self._category(category)
-        if not os.access(folder, os.W_OK):
-            raise _read_only(folder)
-        try:
-            descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except OSError as error:
-            if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise _read_only(folder) from error
-            raise
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+def _activate(folder: CategoryFolder, version: int, author: str | None, *, rollback: bool = False) -> None:
+    """Point to a version and write it down; the caller holds the folder's lock."""
+    history = read_activations(folder.history)
+    with suppress(ArtifactError):  # a damaged pointer is mended by the new one
+        before = folder.pointer(ACTIVE)
+        if before is not None and [entry.version for entry in history[-1:]] != [before]:
+            # Activated without a line here: by an older Plumbline, or by one that died in between.
+            moved = datetime.fromtimestamp((folder.path / ACTIVE).stat().st_mtime, UTC)
+            history.append(Activation(version=before, time=moved, author=None))
+    folder.point(ACTIVE, version)
+    if [entry.version for entry in history[-1:]] != [version]:
+        now, author = datetime.now(UTC), author or system_user()
+        history.append(Activation(version=version, time=now, author=author, rollback=rollback))
+        write_file(folder.history, rendered(history))
+    with suppress(ArtifactError):
+        if folder.pointer(SHADOW) == version:
+            folder.point(SHADOW, None)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _read_only(folder: Path) -> StoreReadOnly:
-    return StoreReadOnly(f"this process may not write to {folder}; do it as a user, on a machine, that may")

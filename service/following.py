@@ -8,7 +8,8 @@ from collections.abc import Hashable
 from contextlib import suppress
 
 from models.artifact import ArtifactError
-from models.store import ModelStore, StoreError, UnknownVersion
+from models.store import ModelStore
+from models.store_errors import StoreError, UnknownVersion
 from service.entries import CategoryState, Entries, Entry
 from service.loader import Loader, LoadError
 from service.telemetry import Telemetry

@@ -13,7 +13,8 @@ from models.activations import Activation
 from models.artifact import ArtifactError
 from models.detector import Detector
 from models.operation import Operation, Operations, UnknownOperation
-from models.store import ModelStore, StoreError, StoreReadOnly, UnknownCategory, UnknownVersion
+from models.store import ModelStore
+from models.store_errors import StoreError, StoreReadOnly, UnknownCategory, UnknownVersion
 from models.store_files import NUMBER
 from service.entries import CategoryState, Entries, Entry
 from service.errors import (

@@ -8,7 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 
 from models.artifact import ArtifactError, read_manifest
-from models.store import ModelStore, StoreError
+from models.store import ModelStore
+from models.store_errors import StoreError
 from service.entries import Entry
 from service.loader import Loader
 

@@ -11,7 +11,8 @@ from benchmarks.detectors import PRODUCT, load_active, prepare
 from models.configuration import DetectorConfiguration
 from models.encoders import DensePatchConfiguration
 from models.geometry import ScanGeometry
-from models.store import ModelStore, StoreError
+from models.store import ModelStore
+from models.store_errors import StoreError
 
 NARROW, WIDE = (
     DetectorConfiguration(geometry=ScanGeometry(image_size=64), encoder=DensePatchConfiguration(width=width))

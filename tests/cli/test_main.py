@@ -16,7 +16,7 @@ from cli.main import VERBS
 from models.artifact import ArtifactError
 from models.device import DeviceError
 from models.images import UnreadableImage
-from models.store import UnknownCategory
+from models.store_errors import UnknownCategory
 from service.settings import SettingsError
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE, TINY, run_program

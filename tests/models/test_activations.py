@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from models.activations import Activation, previous, system_user
 from models.artifact import ArtifactError
-from models.store import ModelStore, StoreReadOnly, UnknownVersion
+from models.store import ModelStore
+from models.store_errors import StoreReadOnly, UnknownVersion
 from tests.models.support import CATEGORY, write
 
 

@@ -18,7 +18,8 @@ from models.geometry import Box, ScanGeometry
 from models.operation import Operation, Operations, UnknownOperation, revised, set_by_hand
 from models.prediction import Verdict
 from models.region_of_interest import RegionOfInterest
-from models.store import ModelStore, UnknownVersion
+from models.store import ModelStore
+from models.store_errors import UnknownVersion
 from tests.models.detectors import SMALL, make, part
 
 CATEGORY = "plate"

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.artifact import MANIFEST, ArtifactError, verify
-from models.store import InvalidCategoryName, ModelStore, StoreError, StoreNotFound, UnknownCategory, UnknownVersion
+from models.store import ModelStore
+from models.store_errors import InvalidCategoryName, StoreError, StoreNotFound, UnknownCategory, UnknownVersion
 from tests.models.support import CATEGORY, FILES, close, write
 
 

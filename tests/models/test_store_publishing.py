@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from models.artifact import MANIFEST, ArtifactError, verify
-from models.store import ModelStore, RecordExists
+from models.store import ModelStore
+from models.store_errors import RecordExists
 from tests.models.support import CATEGORY, FILES, close, write
 
 # What the child processes of these tests share. They import nothing but the store, so that each costs little.
