@@ -151,6 +151,7 @@ class Operations:
         Raises:
             StoreError, ArtifactError: as ``history``.
             StoreReadOnly: this process may not write to the category.
+            RecordExists: a folder or a link has the record's name.
         """
         assert detector.version is not None
         while True:
@@ -159,6 +160,8 @@ class Operations:
             try:
                 self._store.record(detector.category, detector.version, *_written(operation), replace=False)
             except RecordExists:
+                if self.in_force(detector).number == latest.number:
+                    raise  # nobody was first: what has the name is no record
                 continue
             return operation
 

@@ -235,8 +235,7 @@ class ModelStore:
         Raises:
             ArtifactError: a record is damaged.
         """
-        paths = self._record_paths(category, version)
-        return {path.stem: read_record(path) for path in paths if path.is_file() and not path.is_symlink()}
+        return {path.stem: read_record(path) for path in self._record_paths(category, version)}
 
     def record_names(self, category: str, version: int) -> list[str]:
         """The names of a version's records, none of them read."""

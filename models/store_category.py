@@ -54,11 +54,12 @@ class CategoryFolder:
         return self.records(version) / f"{name}.json"
 
     def record_paths(self, version: int) -> list[Path]:
-        """The records that are there, sorted."""
+        """The records that are there, sorted: plain files, since of all else a reader sees nothing."""
         folder = self.records(version)
         if not self._is_own(folder):
             return []
-        return [path for path in sorted(folder.glob("*.json")) if NAME.fullmatch(path.stem)]
+        paths = (path for path in sorted(folder.glob("*.json")) if NAME.fullmatch(path.stem))
+        return [path for path in paths if path.is_file() and not path.is_symlink()]
 
     def published(self) -> list[int]:
         """The versions that are there, ascending."""

@@ -19,7 +19,7 @@ from models.operation import Operation, Operations, UnknownOperation, revised, s
 from models.prediction import Verdict
 from models.region_of_interest import RegionOfInterest
 from models.store import ModelStore
-from models.store_errors import UnknownVersion
+from models.store_errors import RecordExists, UnknownVersion
 from tests.models.detectors import SMALL, make, part
 
 CATEGORY = "plate"
@@ -206,6 +206,27 @@ def test_two_who_record_at_once_both_have_their_number(store: ModelStore) -> Non
         assert sorted(pool.map(record, range(12))) == list(range(1, 13))
     thresholds = [one.operating_point.image_threshold for one in Operations(store).history(CATEGORY, 1)]
     assert sorted(thresholds) == list(range(12))
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_has_a_records_name_and_is_none_is_told_and_not_waited_for(store: ModelStore, kind: str) -> None:
+    detector, operations = loaded(store), Operations(store)
+    place = store.record(CATEGORY, 1, "metrics", {}).with_name("operation-1.json")
+    if kind == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(place.with_name("metrics.json"))
+    calls = 0
+
+    def make_one(before: Operation) -> Operation:
+        nonlocal calls
+        calls += 1
+        assert calls < 3, "it goes on and on"
+        return operation(detector)
+
+    with pytest.raises(RecordExists, match="'operation-1' already"):
+        operations.record(detector, make_one)
+    assert operations.latest_number(CATEGORY, 1) == operations.in_force(detector).number == 0
 
 
 def test_other_records_of_a_version_are_no_operations(store: ModelStore) -> None:
