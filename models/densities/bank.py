@@ -23,13 +23,13 @@ DIFFERENCES = 2**19  # entries of the differences to neighbours held at once: 2 
 
 
 class Bank:
-    """Embeddings on a FAISS flat index (exact search), held once where scores are computed.
+    """Embeddings on a FAISS flat index (exact search), held once, where scores are computed.
 
     FAISS on a GPU is not safe to call from two threads, even to read: a bank there has one owner. Its scratch memory
     (1.5 GiB on most GPUs) is one for all banks that a thread searches.
 
     Args:
-        index: a flat L2 index of the embeddings.
+        index: a flat L2 index of the embeddings; let go of where they lie on a GPU.
         device: where scores are computed.
 
     Attributes:
@@ -37,8 +37,8 @@ class Bank:
     """
 
     def __init__(self, index: Any, device: torch.device) -> None:
-        self._index = index
         self.vectors = torch.from_numpy(_memory(index)).to(device)
+        self._index: Any = index if self.vectors.device.type == "cpu" else None
         self._on_gpu = device.type == "cuda" and faiss.get_num_gpus() > 0
 
     @classmethod
@@ -69,7 +69,7 @@ class Bank:
 
     def save(self, folder: Path) -> None:
         """Write the index into ``folder``."""
-        faiss.write_index(self._index, str(folder / BANK_FILE))
+        faiss.write_index(self._on_cpu(), str(folder / BANK_FILE))
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -93,16 +93,31 @@ class Bank:
             device = self.vectors.device.index
             found = faiss.knn_gpu(_gpu_resources(), queries, self.vectors, count, device=device)
         else:
-            found = self._index.search(queries.cpu(), count)
+            found = self._on_cpu().search(queries.cpu(), count)
         distances, neighbours = (tensor.to(self.vectors.device) for tensor in found)
         # Of a query that is no number FAISS finds nothing, at float32's largest distance: which is a number.
         return distances.masked_fill(neighbours < 0, torch.nan), neighbours
 
+    def _on_cpu(self) -> Any:
+        """The index; where the embeddings lie on a GPU it is made from there, when it is needed first."""
+        if self._index is None:
+            count, dimension = self.vectors.shape
+            self._index = type(self).of([self.vectors], count, dimension, torch.device("cpu"))._index
+        return self._index
+
 
 def _memory(index: Any) -> NDArray[np.float32]:
-    """What a flat index holds, (N, D), where it lies."""
-    held: NDArray[np.float32] = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
-    return held.reshape(index.ntotal, index.d)
+    """What a flat index holds, (N, D), where it lies; the index lives as long as the array and what is made of it."""
+    held = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+    return np.asarray(_Owner(index, held.__array_interface__))
+
+
+class _Owner:
+    """What NumPy takes an array from, and keeps for as long as the array is there."""
+
+    def __init__(self, index: Any, interface: dict[str, Any]) -> None:
+        self.index = index
+        self.__array_interface__ = interface
 
 
 _of_thread = threading.local()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from scipy.special import logsumexp
 from sklearn.neighbors import KernelDensity as SklearnKernelDensity
 
 from models.densities import KernelDensity, KernelDensityConfiguration
+from models.densities.bank import Bank
 from models.densities.base import DENSITY_FILE
 from models.densities.kernel import CENTRE_TILE, QUERY_TILE
 from models.densities.stream import PART, HeldEmbeddings
+from models.memory import array_bytes
 from tests.models.embeddings import spied_searches, squared_distances, unit_vectors
 
 TOLERANCE = 1e-5
@@ -196,6 +199,39 @@ def test_the_bank_is_held_once(mode: str, tmp_path: Path) -> None:
     for held in (kde, KernelDensity(kde.configuration).restore(tmp_path)):
         held.bank.vectors[7] = 0.25
         np.testing.assert_array_equal(held.bank._index.reconstruct(7), np.full(24, 0.25, np.float32))
+
+
+def test_embeddings_outlive_their_bank() -> None:
+    """On the CPU they lie in the index's memory, which would be somebody else's."""
+    bank = Bank.of([torch.from_numpy(unit_vectors(50, 24, 0))], 50, 24, torch.device("cpu"))
+    index, part = weakref.ref(bank._index), bank.vectors[7:9]
+    del bank
+    assert index() is not None
+    del part
+    assert index() is None
+
+
+def test_where_a_gpu_has_the_embeddings_the_index_is_made_from_there(tmp_path: Path) -> None:
+    """For more neighbours than FAISS finds on a GPU, and to be saved; here the embeddings only lie apart from it."""
+    X, Q = unit_vectors(50, 24, 0), torch.from_numpy(unit_vectors(9, 24, 1))
+    bank = Bank.of([torch.from_numpy(X)], len(X), 24, torch.device("cpu"))
+    expected = bank.squared_distances(Q, 7)
+    bank.vectors, bank._index = bank.vectors.clone(), None
+    torch.testing.assert_close(bank.squared_distances(Q, 7), expected, rtol=0, atol=0)
+    bank._index = None
+    bank.save(tmp_path)
+    np.testing.assert_array_equal(Bank.load(tmp_path, torch.device("cpu")).vectors.numpy(), X)
+
+
+@pytest.mark.cuda
+def test_a_bank_on_a_gpu_is_held_there_alone(tmp_path: Path) -> None:
+    X = unit_vectors(50, 24, 0)
+    bank = Bank.of([torch.from_numpy(X)], len(X), 24, torch.device("cuda"))
+    bank.save(tmp_path)
+    loaded = Bank.load(tmp_path, torch.device("cuda"))
+    assert loaded.vectors.device.type == "cuda"
+    assert array_bytes(loaded) == X.nbytes
+    np.testing.assert_array_equal(loaded.vectors.cpu().numpy(), X)
 
 
 @pytest.mark.cuda
