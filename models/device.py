@@ -38,8 +38,13 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def keep_float32() -> None:
-    """Convolutions in float32 as it is, not in TF32, cuDNN's default: a threshold holds for scores of one precision."""
+    """Convolutions and products in float32 as it is, not in TF32: a threshold holds for scores of one precision.
+
+    TF32 is cuDNN's default for convolutions. For products it is that of some containers, by an environment variable
+    (``TORCH_ALLOW_TF32_CUBLAS_OVERRIDE``): the vectors of a density's inner products would have eleven bits.
+    """
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
 
 
 def set_threads(count: int) -> None:
