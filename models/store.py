@@ -96,7 +96,8 @@ class ModelStore:
         Raises:
             ArtifactError: as ``activations``.
         """
-        return previous(self.activations(category), self.versions(category))
+        versions = self.versions(category)
+        return previous(_activations(self._of(category)), versions)
 
     def stamp(self, category: str, version: int) -> Hashable:
         """A value that changes when a file of a version does, had without opening one."""
@@ -264,13 +265,7 @@ class ModelStore:
 
 def _activate(folder: CategoryFolder, version: int, author: str | None, *, rollback: bool = False) -> None:
     """Point to a version and write it down; the caller holds the folder's lock."""
-    history = read_activations(folder.history)
-    with suppress(ArtifactError):  # a damaged pointer is mended by the new one
-        before = folder.pointer(ACTIVE)
-        if before is not None and [entry.version for entry in history[-1:]] != [before]:
-            # Activated without a line here: by an older Plumbline, or by one that died in between.
-            moved = datetime.fromtimestamp((folder.path / ACTIVE).stat().st_mtime, UTC)
-            history.append(Activation(version=before, time=moved, author=None))
+    history = _activations(folder)
     folder.point(ACTIVE, version)
     if [entry.version for entry in history[-1:]] != [version]:
         now, author = datetime.now(UTC), author or system_user()
@@ -279,6 +274,19 @@ def _activate(folder: CategoryFolder, version: int, author: str | None, *, rollb
     with suppress(ArtifactError):
         if folder.pointer(SHADOW) == version:
             folder.point(SHADOW, None)
+
+
+def _activations(folder: CategoryFolder) -> list[Activation]:
+    """The history up to the active version, which may have no line in the file: by an older Plumbline, or by one that
+    died in between.
+    """
+    history = read_activations(folder.history)
+    with suppress(ArtifactError):  # a damaged pointer is mended by the next one
+        active = folder.pointer(ACTIVE)
+        if active is not None and [entry.version for entry in history[-1:]] != [active]:
+            moved = datetime.fromtimestamp((folder.path / ACTIVE).stat().st_mtime, UTC)
+            history.append(Activation(version=active, time=moved, author=None))
+    return history
 
 
 def _identity(status: os.stat_result) -> tuple[int, int, int]:

@@ -93,6 +93,16 @@ def test_what_was_activated_before_there_was_a_history_can_be_rolled_back_to(tmp
     assert store.previous(CATEGORY) == 2
 
 
+def test_a_rollback_begins_at_the_active_version_also_where_whoever_activated_it_died(tmp_path: Path) -> None:
+    store = store_of(tmp_path, 2)
+    history = tmp_path / CATEGORY / "activations.json"
+    before = history.read_bytes()
+    store.publish(CATEGORY, write)
+    history.write_bytes(before)  # the pointer is moved first
+    assert store.active(CATEGORY) == 3
+    assert [back(store), back(store), back(store)] == [2, 1, None]
+
+
 def test_a_damaged_history_is_named_and_nothing_is_activated(tmp_path: Path) -> None:
     store = store_of(tmp_path, 2)
     (tmp_path / CATEGORY / "activations.json").write_text('[{"version": 1')
