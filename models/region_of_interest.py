@@ -42,7 +42,9 @@ class RegionOfInterest(BaseModel):
         try:
             inside = _decoded(png).any()
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError("a region of interest is kept as a PNG image; this is none") from error
+            raise ValueError(
+                f"a region of interest is kept as a PNG image of at most {LARGEST_SIDE} pixels a side; this is none"
+            ) from error
         if not inside:
             raise ValueError(_NOTHING)
         return png
@@ -147,6 +149,8 @@ def _covered(mask: Bools, rows: Spans, columns: Spans) -> Bools:
 @lru_cache(maxsize=32)
 def _decoded(png: bytes) -> Bools:
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        if max(image.size) > LARGEST_SIDE:  # before it is decoded: a small file can say that it is huge
+            raise OSError(f"the image is {image.width}x{image.height} pixels")
         mask = np.array(image.convert("1"))
     mask.flags.writeable = False  # it is shared
     return mask

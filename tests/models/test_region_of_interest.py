@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import base64
+import io
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 
 from models.geometry import Box, ScanGeometry
@@ -52,6 +54,14 @@ def test_a_mask_with_nothing_inside_is_refused() -> None:
 def test_what_is_no_png_is_no_region(content: bytes) -> None:
     with pytest.raises(ValidationError, match="this is none"):
         RegionOfInterest(png=base64.b64encode(content))
+
+
+@pytest.mark.parametrize("size", [(LARGEST_SIDE + 1, 1), (1, LARGEST_SIDE + 1)])
+def test_a_larger_mask_than_any_that_is_kept_is_refused(size: tuple[int, int]) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", size, 1).save(buffer, "PNG")
+    with pytest.raises(ValidationError, match="at most 1024 pixels a side"):
+        RegionOfInterest(png=base64.b64encode(buffer.getvalue()))
 
 
 @settings(max_examples=40, deadline=None)
