@@ -42,14 +42,11 @@ class Follower:
         self.problem: str | None = None
 
     def discover(self) -> None:
-        """List the categories of the store, none of them loaded.
-
-        Raises:
-            StoreError: there is no store.
-        """
-        for name in self._store.categories():
+        """List the categories of the store, none of them loaded; what cannot be read now is looked at again later."""
+        names, problem = self._names()
+        self._tell(problem)
+        for name in names:
             self._entries[name] = Entry(name)
-        self._telemetry.store_up.set(1)
 
     async def run(self) -> None:
         """Load every category, then follow the store until cancelled."""
@@ -64,19 +61,8 @@ class Follower:
 
     async def _look(self) -> None:
         """Take over what has changed in the store."""
-        try:
-            names = await asyncio.to_thread(self._store.categories)
-            # The folder of a disk that is not mounted is empty: no reason to take every model away.
-            problem = None if names or not self._entries else f"the model store {self._store.root} is empty"
-        except (StoreError, OSError) as error:
-            names, problem = [], f"the model store cannot be read: {error}"
-        if problem is not None:
-            problem += "; what is loaded goes on serving"
-        if problem != self.problem:
-            level, message = (logging.INFO, "model store is back") if problem is None else (logging.ERROR, problem)
-            _log.log(level, message)
-            self.problem = problem
-            self._telemetry.store_up.set(problem is None)
+        names, problem = await asyncio.to_thread(self._names)
+        self._tell(problem)
         if problem is None:
             for name in self._entries.keys() - set(names):
                 await self._forget(self._entries[name])
@@ -84,6 +70,23 @@ class Follower:
                 self._entries[name] = Entry(name)
                 _log.info("new category", extra={"fields": {"category": name}})
             await self._follow(*names)
+
+    def _names(self) -> tuple[list[str], str | None]:
+        """The categories of the store, and why it cannot be followed now; reads the store."""
+        try:
+            names = self._store.categories()
+            # The folder of a disk that is not mounted is empty: no reason to take every model away.
+            problem = None if names or not self._entries else f"the model store {self._store.root} is empty"
+        except (StoreError, OSError) as error:
+            names, problem = [], f"the model store cannot be read: {error}"
+        return names, f"{problem}; what is loaded goes on serving" if problem and self._entries else problem
+
+    def _tell(self, problem: str | None) -> None:
+        if problem != self.problem:
+            level, message = (logging.INFO, "model store is back") if problem is None else (logging.ERROR, problem)
+            _log.log(level, message)
+        self.problem = problem
+        self._telemetry.store_up.set(problem is None)
 
     async def _follow(self, *names: str) -> None:
         """Serve of each category what the store says; one that fails does not stop the others."""
