@@ -33,6 +33,8 @@ from service.errors import (
     ErrorShape,
     ProblemError,
     ProblemKind,
+    media_type_of,
+    not_accepted,
     quote,
 )
 from service.inspection import Submission, in_pool, inspect, service_of, timed
@@ -209,9 +211,8 @@ async def detect_anomalies(
     projectName: ProjectName, modelVersion: ModelVersion, request: Request, response: Response
 ) -> DetectAnomaliesResponse:
     """Score one image."""
-    if not (media_type := request.headers.get("content-type", "")).lower().startswith("image/"):
-        detail = f"content type {quote(media_type)} is not accepted; send image/jpeg or image/png"
-        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, detail)
+    if not (media_type := media_type_of(request)).startswith("image/"):
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, not_accepted(media_type, "send image/jpeg or image/png"))
     service = service_of(request)
     served = await admit(service, projectName, _number(modelVersion), deadline=request.state.deadline)
     request.state.log.update(category=projectName, version=served.version)
