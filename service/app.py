@@ -154,7 +154,11 @@ def _add_middleware(app: FastAPI, settings: Settings, telemetry: Telemetry) -> N
     app.add_middleware(BodyLimit, timeout_s=settings.request_timeout_s)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],  # the numbers of a picture are in its headers
         )
     any_host = settings.keys is not None and not settings.allowed_hosts
     hosts = None if any_host else {"localhost", settings.host.lower(), *settings.allowed_hosts}
