@@ -34,6 +34,7 @@ from service.browsers import BrowserGuard
 from service.documentation import create_documented_app
 from service.drift import Drift
 from service.errors import install_error_handlers
+from service.heads import HeadAsGet
 from service.inspection import Service
 from service.keyring import Keyring
 from service.limits import Rate
@@ -151,6 +152,7 @@ def _seal(settings: Settings) -> Seal | None:
 
 def _add_middleware(app: FastAPI, settings: Settings, telemetry: Telemetry) -> None:
     """The last that is added is the first that a request meets."""
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, timeout_s=settings.request_timeout_s)
     if settings.cors_origins:
         app.add_middleware(

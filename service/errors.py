@@ -281,7 +281,8 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 def _allowed_methods(request: Request) -> str:
     """Of all routes of an address; the framework names those of the first alone."""
     path = getattr(request.scope.get("route"), "path_format", "")
-    return ", ".join(method.upper() for method in request.app.openapi()["paths"].get(path, ()))
+    methods = [method.upper() for method in request.app.openapi()["paths"].get(path, ())]
+    return ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
 
 
 def _routes(request: Request) -> str:

@@ -339,7 +339,7 @@ async def stop_model(projectName: ProjectName, modelVersion: ModelVersion, reque
 
 @router.api_route(
     "/{operation:path}",
-    methods=["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"],
+    methods=["DELETE", "GET", "PATCH", "POST", "PUT"],
     include_in_schema=False,
     dependencies=_READ,
 )
