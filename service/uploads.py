@@ -66,12 +66,21 @@ async def read_upload(request: Request, *, max_bytes: int, timeout_s: float) -> 
     if not (media_type in (_MULTIPART, _BYTES) or media_type.startswith("image/")):
         advice = f"send {_MULTIPART} with the field {FIELD!r}, or the bytes of the image as {_BYTES} or image/*"
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, not_accepted(media_type, advice))
-    if (coding := request.headers.get("content-encoding", "identity")).lower() != "identity":
-        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, f"content encoding {quote(coding)} is not accepted; send it plain")
+    refuse_coding(request)
     if media_type != _MULTIPART:
         return await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s)
     async with _arriving_within(timeout_s):
         return await _read_field(request, max_bytes)
+
+
+def refuse_coding(request: Request) -> None:
+    """Refuse a body that is compressed.
+
+    Raises:
+        ProblemError: it says so.
+    """
+    if (coding := request.headers.get("content-encoding", "identity")).lower() != "identity":
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, f"content encoding {quote(coding)} is not accepted; send it plain")
 
 
 async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:

@@ -42,7 +42,7 @@ from service.registry import SERVED_PROBLEMS, version_number
 from service.rendering import render_mask
 from service.security import Scope, requires_signature
 from service.submissions import set_deadline, unless_client_leaves
-from service.uploads import read_body
+from service.uploads import read_body, refuse_coding
 from service.version_facts import VersionFacts, VersionState
 
 PREFIX = "/2020-11-20"
@@ -213,6 +213,7 @@ async def detect_anomalies(
     """Score one image."""
     if not (media_type := media_type_of(request)).startswith("image/"):
         raise ProblemError(UNSUPPORTED_MEDIA_TYPE, not_accepted(media_type, "send image/jpeg or image/png"))
+    refuse_coding(request)
     service = service_of(request)
     served = await admit(service, projectName, _number(modelVersion), deadline=request.state.deadline)
     request.state.log.update(category=projectName, version=served.version)
