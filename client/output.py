@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ COLUMNS = (
 )
 """Of a CSV file; ``regions`` is their number."""
 
+_JSONL_BEGIN = b'{"file": '
+_CSV_BEGIN = ",".join(COLUMNS).encode()
+
 
 class Output:
     """Lines of one category's images.
@@ -43,16 +47,21 @@ class Output:
     """
 
     def __init__(self, path: Path, category: str) -> None:
-        kinds = {".jsonl": (_read_jsonl, _write_jsonl), ".csv": (_read_csv, _write_csv)}
+        kinds = {".jsonl": (_JSONL_BEGIN, _read_jsonl, _write_jsonl), ".csv": (_CSV_BEGIN, _read_csv, _write_csv)}
         if path.suffix.lower() not in kinds:
             raise ValueError(f"{str(path)!r} is no kind of output; its name must end in {' or '.join(kinds)}")
-        read, self._write = kinds[path.suffix.lower()]
-        _drop_torn_line(path)
+        begin, read, self._write = kinds[path.suffix.lower()]
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if not content.startswith(begin[: len(content)]):
+            raise _foreign(path)
         self.done: set[str] = set()
-        for file, held in _rows(path, read):
+        for file, held in _rows(path, whole, read):
             if held not in (None, "", category):
                 raise ValueError(f"{path} holds scores of category {held!r}, not {category!r}; name another file")
             self.done.add(file)
+        if whole != content:  # what a run wrote last may have no end, where the machine was switched off
+            os.truncate(path, len(whole))
         self._file = path.open("a", encoding="utf-8", newline="")
         if self._write is _write_csv and path.stat().st_size == 0:
             csv.writer(self._file).writerow(COLUMNS)
@@ -67,23 +76,17 @@ class Output:
         self._file.close()
 
 
-def _drop_torn_line(path: Path) -> None:
-    """What a run wrote last may have no end, where the machine was switched off."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+def _rows(
+    path: Path, content: bytes, read: Callable[[IO[str]], Iterator[tuple[str, str | None]]]
+) -> Iterator[tuple[str, str | None]]:
+    try:
+        yield from read(io.StringIO(content.decode(), newline=""))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _foreign(path) from error
 
 
-def _rows(path: Path, read: Callable[[IO[str]], Iterator[tuple[str, str | None]]]) -> Iterator[tuple[str, str | None]]:
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", newline="") as file:
-        try:
-            yield from read(file)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} was not written by this program; name another file") from error
+def _foreign(path: Path) -> ValueError:
+    return ValueError(f"{path} was not written by this program; name another file")
 
 
 def _read_jsonl(file: IO[str]) -> Iterator[tuple[str, str | None]]:

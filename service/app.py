@@ -34,6 +34,7 @@ from service.browsers import BrowserGuard
 from service.documentation import create_documented_app
 from service.drift import Drift
 from service.errors import install_error_handlers
+from service.heads import HeadAsGet
 from service.inspection import Service
 from service.keyring import Keyring
 from service.limits import Rate
@@ -151,10 +152,15 @@ def _seal(settings: Settings) -> Seal | None:
 
 def _add_middleware(app: FastAPI, settings: Settings, telemetry: Telemetry) -> None:
     """The last that is added is the first that a request meets."""
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, timeout_s=settings.request_timeout_s)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],  # the numbers of a picture are in its headers
         )
     any_host = settings.keys is not None and not settings.allowed_hosts
     hosts = None if any_host else {"localhost", settings.host.lower(), *settings.allowed_hosts}

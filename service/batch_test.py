@@ -8,7 +8,7 @@ one can bet on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -55,6 +55,39 @@ class BatchTest:
         self.capital = Capital(BATCH_BETS)
         self.reference = len(reference)
         self.squared_mmd: float | None = None
+
+    @property
+    def kept(self) -> NDArray[np.float32]:
+        """(k, D) vectors that the next batch is compared with."""
+        return self._kept
+
+    @property
+    def batch(self) -> NDArray[np.float32]:
+        """(b, D) vectors that wait until they are a batch; none where one is full, which is being compared."""
+        waiting = self._batch if len(self._batch) < BATCH else []
+        return np.array(waiting, np.float32).reshape(len(waiting), self._kept.shape[1])
+
+    def resume(
+        self,
+        kept: NDArray[np.float32],
+        batch: NDArray[np.float32],
+        squared_mmd: float | None,
+        count: int,
+        capitals: Sequence[float],
+    ) -> None:
+        """Go on where another one stood.
+
+        Args:
+            kept: (k, D) of the other one; all else likewise.
+
+        Raises:
+            ValueError: as ``Capital.resume``; or the vectors are not of this one's length, or too many wait.
+        """
+        length = self._kept.shape[1]
+        if kept.shape[1:] != (length,) or batch.shape[1:] != (length,) or len(batch) >= BATCH:
+            raise ValueError(f"vectors of length {length} are compared, less than {BATCH} of them wait")
+        self.capital.resume(count, capitals)
+        self._kept, self._batch, self.squared_mmd = kept, list(batch), squared_mmd
 
     def add(self, vector: NDArray[np.float32]) -> Callable[[], BatchOutcome] | None:
         """Take the next vector (D,), unless a full batch waits to be settled.

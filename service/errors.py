@@ -193,6 +193,22 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…")
 
 
+def media_type_of(request: Request) -> str:
+    """What a request says that its body is, without parameters; empty where it says nothing."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def not_accepted(media_type: str, advice: str) -> str:
+    """Why a body of that type is refused, for a message.
+
+    Args:
+        media_type: as ``media_type_of`` gives it.
+        advice: what to send.
+    """
+    given = f"content type {quote(media_type)}" if media_type else "a body without a content type"
+    return f"{given} is not accepted; {advice}"
+
+
 def faults(error: ValidationError, most: int) -> str:
     """What pydantic found wrong with a request, as one sentence a fault; none of its values."""
     found = error.errors(include_url=False, include_input=False)[:most]
@@ -235,6 +251,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    if any(isinstance(fault["input"], bytes) for fault in error.errors()):  # only what says that it is JSON is read so
+        detail = not_accepted(media_type_of(request), "send JSON as application/json")
+        return problem_response(request, UNSUPPORTED_MEDIA_TYPE, detail)
     errors = [_invalid_parameter(fault) for fault in error.errors()[:_MOST_FAULTS]]
     detail = "; ".join(f"{problem.location}: {problem.message}" for problem in errors)
     return problem_response(request, INVALID_REQUEST, detail, errors=errors)
@@ -242,9 +261,17 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 def _invalid_parameter(fault: dict[str, Any]) -> InvalidParameter:
     location = ".".join(str(part) for part in fault["loc"])
-    return InvalidParameter(
-        location=location[:_LONGEST_QUOTE], message=f"{fault['msg']}, not {quote(str(fault['input']))}"
-    )
+    message, given = fault["msg"].removeprefix("Value error, "), quote(str(fault["input"]))
+    match fault["type"]:
+        case "json_invalid":  # whose input is none, and whose place is the character
+            location, message = "body", f"{message} at character {fault['loc'][1]}: {fault['ctx']['error']}"
+        case "missing":  # whose input is all that was given beside it
+            pass
+        case "extra_forbidden":
+            message += f": {given}"
+        case _:
+            message += f", not {given}"
+    return InvalidParameter(location=location[:_LONGEST_QUOTE], message=message)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
@@ -254,7 +281,8 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 def _allowed_methods(request: Request) -> str:
     """Of all routes of an address; the framework names those of the first alone."""
     path = getattr(request.scope.get("route"), "path_format", "")
-    return ", ".join(method.upper() for method in request.app.openapi()["paths"].get(path, ()))
+    methods = [method.upper() for method in request.app.openapi()["paths"].get(path, ())]
+    return ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
 
 
 def _routes(request: Request) -> str:

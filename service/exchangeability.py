@@ -21,6 +21,9 @@ from enum import StrEnum
 from random import Random
 from statistics import NormalDist
 
+import numpy as np
+from numpy.typing import NDArray
+
 KEPT = 10_000
 """Numbers that the newest is compared with, at most."""
 
@@ -88,6 +91,25 @@ class Capital:
         return math.fsum(self._capital) + _later(self.count + 1)
 
     @property
+    def capitals(self) -> tuple[float, ...]:
+        """Of each bet, without what is kept for later."""
+        return tuple(self._capital)
+
+    def resume(self, count: int, capitals: Sequence[float]) -> None:
+        """Go on where another one with the same bets stood.
+
+        Args:
+            count: of the other one.
+            capitals: likewise.
+
+        Raises:
+            ValueError: it had other bets.
+        """
+        if len(capitals) != len(self._bets):
+            raise ValueError(f"there are {len(self._bets)} bets, not {len(capitals)}")
+        self.count, self._capital = count, list(capitals)
+
+    @property
     def change(self) -> Change:
         """The kind of change that the evidence is for."""
         return self._bets[max(range(len(self._bets)), key=self._capital.__getitem__)].change
@@ -121,6 +143,23 @@ class NumberTest:
         self._random = random or Random()
         self.capital = Capital(NUMBER_BETS)
         self.reference = len(self._kept)
+
+    @property
+    def kept(self) -> NDArray[np.float64]:
+        """(n,) numbers that the next one is compared with, ascending."""
+        return np.array(self._kept, np.float64)
+
+    def resume(self, kept: NDArray[np.float64], count: int, capitals: Sequence[float]) -> None:
+        """Go on where another one stood.
+
+        Args:
+            kept: (n,) of the other one; its count and its bets' capitals likewise.
+
+        Raises:
+            ValueError: as ``Capital.resume``.
+        """
+        self.capital.resume(count, capitals)
+        self._kept = sorted(kept.tolist())
 
     def observe(self, number: float) -> float:
         """Take the next number, which must be finite; gives the evidence after it."""

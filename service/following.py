@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Hashable
 from contextlib import suppress
 
@@ -14,6 +15,8 @@ from service.entries import CategoryState, Entries, Entry
 from service.loader import Loader, LoadError
 from service.telemetry import Telemetry
 from service.worker import WorkerUnavailable
+
+_SILENT_S = 30.0  # a listing takes milliseconds, also over a network
 
 _log = logging.getLogger("plumbline.registry")
 
@@ -28,7 +31,6 @@ class Follower:
 
     Attributes:
         complete: whether every category that there was at the start has been tried.
-        problem: why the store cannot be followed now; None where it can.
     """
 
     def __init__(
@@ -40,17 +42,24 @@ class Follower:
         self._telemetry = telemetry
         self._poll_s = poll_s
         self.complete = False
-        self.problem: str | None = None
+        self._problem: str | None = None
+        self._asked_at: float | None = None
+        telemetry.store_up.set_function(lambda: self.problem is None)
+
+    @property
+    def problem(self) -> str | None:
+        """Why the store cannot be followed now; None where it can."""
+        since = self._asked_at  # a share whose server is gone raises nothing
+        if since is not None and (waited_s := time.monotonic() - since) > _SILENT_S:
+            return f"the model store {self._store.root} has not answered for {waited_s:.0f} s"
+        return self._problem
 
     def discover(self) -> None:
-        """List the categories of the store, none of them loaded.
-
-        Raises:
-            StoreError: there is no store.
-        """
-        for name in self._store.categories():
+        """List the categories of the store, none of them loaded; what cannot be read now is looked at again later."""
+        names, problem = self._names()
+        self._tell(problem)
+        for name in names:
             self._entries[name] = Entry(name)
-        self._telemetry.store_up.set(1)
 
     async def run(self) -> None:
         """Load every category, then follow the store until cancelled."""
@@ -65,19 +74,10 @@ class Follower:
 
     async def _look(self) -> None:
         """Take over what has changed in the store."""
-        try:
-            names = await asyncio.to_thread(self._store.categories)
-            # The folder of a disk that is not mounted is empty: no reason to take every model away.
-            problem = None if names or not self._entries else f"the model store {self._store.root} is empty"
-        except (StoreError, OSError) as error:
-            names, problem = [], f"the model store cannot be read: {error}"
-        if problem is not None:
-            problem += "; what is loaded goes on serving"
-        if problem != self.problem:
-            level, message = (logging.INFO, "model store is back") if problem is None else (logging.ERROR, problem)
-            _log.log(level, message)
-            self.problem = problem
-            self._telemetry.store_up.set(problem is None)
+        self._asked_at = time.monotonic()
+        names, problem = await asyncio.to_thread(self._names)
+        self._asked_at = None
+        self._tell(problem)
         if problem is None:
             for name in self._entries.keys() - set(names):
                 await self._forget(self._entries[name])
@@ -85,6 +85,22 @@ class Follower:
                 self._entries[name] = Entry(name)
                 _log.info("new category", extra={"fields": {"category": name}})
             await self._follow(*names)
+
+    def _names(self) -> tuple[list[str], str | None]:
+        """The categories of the store, and why it cannot be followed now; reads the store."""
+        try:
+            names = self._store.categories()
+            # The folder of a disk that is not mounted is empty: no reason to take every model away.
+            problem = None if names or not self._entries else f"the model store {self._store.root} is empty"
+        except (StoreError, OSError) as error:
+            names, problem = [], f"the model store cannot be read: {error}"
+        return names, f"{problem}; what is loaded goes on serving" if problem and self._entries else problem
+
+    def _tell(self, problem: str | None) -> None:
+        if problem != self._problem:
+            level, message = (logging.INFO, "model store is back") if problem is None else (logging.ERROR, problem)
+            _log.log(level, message)
+        self._problem = problem
 
     async def _follow(self, *names: str) -> None:
         """Serve of each category what the store says; one that fails does not stop the others."""

@@ -94,7 +94,7 @@ class Loader:
         self._budget = settings.model_memory_bytes
         self._pinned = pinned
         self._loaded: dict[Key, Loaded] = {}  # the least recently used first
-        self._failed: dict[Key, tuple[Hashable, LoadError]] = {}
+        self._failed: dict[Key, tuple[Hashable, str]] = {}  # no exceptions: they hold what was being loaded
         self._measured: dict[Key, tuple[Hashable, int]] = {}
         self._loading: dict[Key, asyncio.Task[Loaded]] = {}
         self._turn = asyncio.Lock()
@@ -120,7 +120,7 @@ class Loader:
     def failure(self, category: str, version: int) -> str | None:
         """Why a version could not be loaded when that was last tried."""
         failed = self._failed.get((category, version))
-        return None if failed is None else str(failed[1])
+        return None if failed is None else failed[1]
 
     def use(self, category: str, version: int) -> Served | None:
         """A version if it is in memory, which counts as its use."""
@@ -150,7 +150,7 @@ class Loader:
             self.use(category, version)
             return loaded.served
         if not retry and (failed := self._failed.get(key)) is not None and failed[0] == stamp:
-            raise LoadError(str(failed[1]))
+            raise LoadError(failed[1])
         if (task := self._loading.get(key)) is None:
             task = self._loading[key] = asyncio.create_task(self._load(key, stamp))
             task.add_done_callback(partial(self._finish, key))
@@ -284,10 +284,9 @@ class Loader:
         return operation
 
     def _fail(self, key: Key, stamp: Hashable, reason: str) -> LoadError:
-        error = LoadError(reason)
-        self._failed[key] = stamp, error
+        self._failed[key] = stamp, reason
         self._telemetry.model_failures.labels(key[0]).inc()
-        return error
+        return LoadError(reason)
 
     def _make_room(self, key: Key, needed: int) -> None:
         """Unload the least recently used until a version of so many bytes fits."""

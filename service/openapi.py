@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from service.errors import (
     FOREIGN_ORIGIN,
     UNKNOWN_HOST,
+    UNSUPPORTED_MEDIA_TYPE,
     UPLOAD_TIMEOUT,
     UPLOAD_TOO_LARGE,
     Problem,
@@ -16,6 +17,9 @@ from service.errors import (
     shape_of,
 )
 from service.security import document_security
+
+_OF_JSON = (UPLOAD_TIMEOUT, UPLOAD_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE)
+"""What any body may be refused for that FastAPI reads."""
 
 
 def extend_openapi(app: FastAPI) -> None:
@@ -36,7 +40,7 @@ def extend_openapi(app: FastAPI) -> None:
                     document_security(operation, shape_of(app, path))
                     document_problems(operation, shape_of(app, path), FOREIGN_ORIGIN, UNKNOWN_HOST)
                     if "$ref" in str(operation.get("requestBody", {}).get("content", {}).get("application/json")):
-                        document_problems(operation, shape_of(app, path), UPLOAD_TIMEOUT, UPLOAD_TOO_LARGE)
+                        document_problems(operation, shape_of(app, path), *_OF_JSON)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend the document

@@ -279,12 +279,15 @@ class Registry:
             return "models are still being loaded"
         if any(entry.state is CategoryState.READY for entry in self._entries.values()):
             return None
-        return "no model could be loaded" if self._entries else "the model store holds no category"
+        if self._entries:
+            return "no model could be loaded"
+        # The reason names the folder, and who asks this may be anybody.
+        return "the model store holds no category" if self.store_problem is None else "the model store cannot be read"
 
     def warning(self) -> str | None:
         """What is not as the store says, though the service goes on; names no category."""
         if self.store_problem is not None:
-            return "the model store cannot be read; what is loaded goes on serving"
+            return "the model store cannot be read" + ("; what is loaded goes on serving" if self._entries else "")
         wrong = sum(bool(entry.problems) for entry in self._entries.values())
         return f"what the model store says of {wrong} of the categories is not what is served" if wrong else None
 
@@ -332,7 +335,8 @@ class Registry:
 
     def _entry(self, name: str) -> Entry:
         if (entry := self._entries.get(name)) is None:
-            known = ", ".join(sorted(self._entries)) or "none: train one"
+            none = "none: train one" if self.store_problem is None else "none, for the model store cannot be read"
+            known = ", ".join(sorted(self._entries)) or none
             raise ProblemError(UNKNOWN_CATEGORY, f"there is no category {quote(name)}; there is {known}")
         return entry
 

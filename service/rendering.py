@@ -70,14 +70,7 @@ def render_overlay(
     """
     picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     if opacity > 0:
-        start, end = colour_scale(pixel_threshold)
-        values = prediction.placement.map_to_original(prediction.anomaly_map)
-        drawn = (values >= start).astype(np.uint8)
-        if region is not None:
-            drawn &= region.over(*values.shape)
-        codes = (255 * np.clip((values - start) / (end - start), 0, 1)).astype(np.uint8)
-        colours = cv2.applyColorMap(codes, cv2.COLORMAP_TURBO)
-        cv2.copyTo(cv2.addWeighted(picture, 1 - opacity, colours, opacity, 0), drawn, picture)
+        _lay_over(picture, prediction, pixel_threshold, opacity, region)
         _outline(picture, [[(point.x, point.y) for point in region.contour] for region in prediction.regions])
     return encode_png(picture)
 
@@ -98,12 +91,8 @@ def render_explanation(image: NDArray[np.uint8], explanation: Explanation, opaci
     """
     picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     if opacity > 0:
-        placement = explanation.prediction.placement
-        values = placement.map_to_original(explanation.attributions)
-        strength = opacity * np.clip(np.abs(values) / (full_colour(explanation) or 1), 0, 1)
-        colours = _LOWERS_OR_RAISES[(values > 0).astype(np.uint8)]
-        picture = cv2.blendLinear(picture, colours, 1 - strength, strength)
-        box = placement.to_original_box(explanation.window)
+        _blend(picture, explanation, opacity)
+        box = explanation.prediction.placement.to_original_box(explanation.window)
         right, bottom = box.x + box.width - 1, box.y + box.height - 1
         _outline(picture, [[(box.x, box.y), (right, box.y), (right, bottom), (box.x, bottom)]])
     return encode_png(picture)
@@ -159,6 +148,39 @@ def render_mask(
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue(), float(inside.mean())
+
+
+# The two below change arrays in place, and end before the PNG is made: of the largest image that is accepted one array
+# of numbers takes a quarter of a gigabyte.
+
+
+def _lay_over(
+    picture: MatLike, prediction: Prediction, pixel_threshold: float, opacity: float, region: RegionOfInterest | None
+) -> None:
+    start, end = colour_scale(pixel_threshold)
+    values = prediction.placement.map_to_original(prediction.anomaly_map)
+    drawn = (values >= start).view(np.uint8)
+    if region is not None:
+        drawn &= region.over(*values.shape)
+    values -= start
+    values /= end - start
+    np.clip(values, 0, 1, out=values)
+    values *= 255
+    codes = values.astype(np.uint8)
+    del values
+    colours = cv2.applyColorMap(codes, cv2.COLORMAP_TURBO)
+    cv2.addWeighted(picture, 1 - opacity, colours, opacity, 0, dst=colours)
+    cv2.copyTo(colours, drawn, picture)
+
+
+def _blend(picture: MatLike, explanation: Explanation, opacity: float) -> None:
+    strength = explanation.prediction.placement.map_to_original(explanation.attributions)
+    colours = _LOWERS_OR_RAISES[(strength > 0).view(np.uint8)]
+    np.abs(strength, out=strength)
+    strength /= full_colour(explanation) or 1
+    np.minimum(strength, 1, out=strength)
+    strength *= opacity
+    cv2.blendLinear(picture, colours, 1 - strength, strength, dst=picture)
 
 
 def _outline(picture: MatLike, contours: Sequence[Sequence[tuple[int, int]]]) -> None:

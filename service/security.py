@@ -68,11 +68,8 @@ def requires(*scopes: Scope) -> Callable[..., Awaitable[None]]:
     Leaves the caller in ``request.state.caller``. The OpenAPI document shows it and the problems it may answer with.
     """
 
-    changes = bool(scopes) and Scope.SCORE not in scopes
-
     async def check(request: Request, sent: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]) -> None:
-        if changes and request.method not in ("GET", "HEAD"):
-            request.state.audited = True  # refused or not
+        _audit(request, scopes)
         caller: Caller | None = getattr(request.state, "caller", None)
         if caller is None:  # the first of the dependencies that ask
             caller = access_of(request).identify(None if sent is None else sent.credentials, _address(request))
@@ -93,6 +90,7 @@ def requires_signature(
     """
 
     async def check(request: Request, _: Annotated[str | None, Security(_signature)]) -> None:
+        _audit(request, scopes)
         caller: Caller | None = getattr(request.state, "caller", None)
         if caller is None:
             signed = access_of(request).identify_signer(
@@ -102,6 +100,12 @@ def requires_signature(
         _let_in(request, caller, scopes)
 
     return check
+
+
+def _audit(request: Request, scopes: tuple[Scope, ...]) -> None:
+    """Have what would change anything audited, refused or not."""
+    if scopes and Scope.SCORE not in scopes and request.method not in ("GET", "HEAD"):
+        request.state.audited = True
 
 
 def _address(request: Request) -> str:

@@ -27,8 +27,8 @@ class SettingsError(Exception):
 class Settings(BaseSettings):
     """The settings of one service process.
 
-    At its worst the service holds ``queue_bytes``, and ``image_threads`` images being decoded, of ``max_pixels`` x 3
-    bytes each and as much again while they are.
+    At its worst the service holds ``queue_bytes``, and for each of ``image_threads``, and one for the pictures that are
+    kept, an image that is being decoded or drawn, which takes up to ``max_pixels`` x 14 bytes more.
     """
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
@@ -278,7 +278,9 @@ class Settings(BaseSettings):
 
 
 def command_line_settings() -> dict[str, FieldInfo]:
-    """The settings that may stand on a command line: all but secrets, since any user of the machine can read it."""
+    """The settings that may stand on a command line: all but the key to other secrets, for any user of the machine can
+    read it. An address with a password may, and is better set in the environment.
+    """
     return {name: field for name, field in Settings.model_fields.items() if name != "secret_key"}
 
 

@@ -66,18 +66,20 @@ class Shadows:
 
     async def _run(self) -> None:
         while True:
-            inspection, shadow = await self._waiting.get()
-            if not await self._is_idle():
-                self._drop(shadow)
-                continue
-            try:
-                await self._compare(inspection, shadow)
-            except (ProblemError, WorkerUnavailable) as error:
-                self._drop(shadow)
-                _log.warning("shadow not recorded", extra={"fields": {"id": inspection.id, "reason": str(error)}})
-            except Exception:
-                self._drop(shadow)
-                _log.exception("a shadow failed", extra={"fields": {"id": inspection.id}})
+            await self._score(*await self._waiting.get())  # unnamed: nothing of the last one is held while none comes
+
+    async def _score(self, inspection: Inspection, shadow: Served) -> None:
+        if not await self._is_idle():
+            self._drop(shadow)
+            return
+        try:
+            await self._compare(inspection, shadow)
+        except (ProblemError, WorkerUnavailable) as error:
+            self._drop(shadow)
+            _log.warning("shadow not recorded", extra={"fields": {"id": inspection.id, "reason": str(error)}})
+        except Exception:
+            self._drop(shadow)
+            _log.exception("a shadow failed", extra={"fields": {"id": inspection.id}})
 
     async def _is_idle(self) -> bool:
         """Wait until nothing waits for the worker; False where that takes too long."""

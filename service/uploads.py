@@ -21,6 +21,8 @@ from service.errors import (
     UPLOAD_TIMEOUT,
     UPLOAD_TOO_LARGE,
     ProblemError,
+    media_type_of,
+    not_accepted,
     quote,
 )
 from service.inspection import service_of
@@ -60,20 +62,25 @@ async def read_upload(request: Request, *, max_bytes: int, timeout_s: float) -> 
     Raises:
         ProblemError: with the status that the kind of fault has.
     """
-    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    media_type = media_type_of(request)
     if not (media_type in (_MULTIPART, _BYTES) or media_type.startswith("image/")):
-        given = f"content type {quote(media_type)} is" if media_type else "a body without a content type is"
-        raise ProblemError(
-            UNSUPPORTED_MEDIA_TYPE,
-            f"{given} not accepted; send {_MULTIPART} with the field {FIELD!r}, or the bytes of the image "
-            f"as {_BYTES} or image/*",
-        )
-    if (coding := request.headers.get("content-encoding", "identity")).lower() != "identity":
-        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, f"content encoding {quote(coding)} is not accepted; send it plain")
+        advice = f"send {_MULTIPART} with the field {FIELD!r}, or the bytes of the image as {_BYTES} or image/*"
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, not_accepted(media_type, advice))
+    refuse_coding(request)
     if media_type != _MULTIPART:
         return await read_body(request, max_bytes=max_bytes, timeout_s=timeout_s)
     async with _arriving_within(timeout_s):
         return await _read_field(request, max_bytes)
+
+
+def refuse_coding(request: Request) -> None:
+    """Refuse a body that is compressed.
+
+    Raises:
+        ProblemError: it says so.
+    """
+    if (coding := request.headers.get("content-encoding", "identity")).lower() != "identity":
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, f"content encoding {quote(coding)} is not accepted; send it plain")
 
 
 async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:

@@ -50,8 +50,7 @@ class DriftReport(BaseModel):
     state: DriftState = Field(description="the worst of the tests")
     false_alarm_rate: float = Field(
         description="of each test: bound of the probability that it ever comes to drift while nothing changes, however "
-        f"often one looks; anew for every version, operation and start of the service. Of a warning: {WARNING_FACTOR} "
-        "times it"
+        f"often one looks; anew for every version and operation. Of a warning: {WARNING_FACTOR} times it"
     )
     scores: DriftTest = Field(description="image scores of accepted parts, with those of the calibration")
     rejects: DriftTest = Field(description="the share of parts that are not accepted, with itself before")
@@ -66,7 +65,7 @@ class DriftReport(BaseModel):
 
 @router.get("", responses=_PROBLEMS, response_model_exclude_none=True, dependencies=[Depends(requires())])
 async def show_drift(category: str, request: Request) -> DriftReport:
-    """Whether images or parts have changed since the calibration; kept in memory, so it begins with the service."""
+    """Whether images or parts have changed since the calibration; goes on when the service starts again."""
     return _report(category, service_of(request).drift.monitor(category))
 
 
@@ -78,7 +77,7 @@ async def show_drift(category: str, request: Request) -> DriftReport:
 )
 async def forget_drift(category: str, request: Request) -> DriftReport:
     """Begin the watch anew, once the cause of an alarm is dealt with."""
-    monitor = service_of(request).drift.forget(category)
+    monitor = await service_of(request).drift.forget(category)
     _log.info("drift watch begun anew", extra={"fields": {"category": category, "by": request.state.caller.name}})
     return _report(category, monitor)
 

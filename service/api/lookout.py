@@ -33,6 +33,8 @@ from service.errors import (
     ErrorShape,
     ProblemError,
     ProblemKind,
+    media_type_of,
+    not_accepted,
     quote,
 )
 from service.inspection import Submission, in_pool, inspect, service_of, timed
@@ -40,7 +42,7 @@ from service.registry import SERVED_PROBLEMS, version_number
 from service.rendering import render_mask
 from service.security import Scope, requires_signature
 from service.submissions import set_deadline, unless_client_leaves
-from service.uploads import read_body
+from service.uploads import read_body, refuse_coding
 from service.version_facts import VersionFacts, VersionState
 
 PREFIX = "/2020-11-20"
@@ -112,9 +114,9 @@ async def _body(request: Request) -> bytes:
 
 _requires = partial(requires_signature, "lookoutvision", _body)
 
-router = APIRouter(
-    prefix=PREFIX, tags=["lookout for vision"], dependencies=[Depends(set_deadline), Depends(_requires())]
-)
+router = APIRouter(prefix=PREFIX, tags=["lookout for vision"], dependencies=[Depends(set_deadline)])
+
+_READ, _CHANGE = [Depends(_requires())], [Depends(_requires(Scope.ADMIN))]
 
 ProjectName = Annotated[str, Path(max_length=255, pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_\-]*$")]
 ModelVersion = Annotated[str, Path(max_length=10, pattern=r"^([1-9][0-9]*|latest)$")]
@@ -209,9 +211,9 @@ async def detect_anomalies(
     projectName: ProjectName, modelVersion: ModelVersion, request: Request, response: Response
 ) -> DetectAnomaliesResponse:
     """Score one image."""
-    if not (media_type := request.headers.get("content-type", "")).lower().startswith("image/"):
-        detail = f"content type {quote(media_type)} is not accepted; send image/jpeg or image/png"
-        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, detail)
+    if not (media_type := media_type_of(request)).startswith("image/"):
+        raise ProblemError(UNSUPPORTED_MEDIA_TYPE, not_accepted(media_type, "send image/jpeg or image/png"))
+    refuse_coding(request)
     service = service_of(request)
     served = await admit(service, projectName, _number(modelVersion), deadline=request.state.deadline)
     request.state.log.update(category=projectName, version=served.version)
@@ -252,7 +254,9 @@ _MaxResults = Annotated[int, Query(alias="maxResults", ge=1, le=100)]
 _NextToken = Annotated[str, Query(alias="nextToken", pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_\-]{0,254}$")]
 
 
-@router.get("/projects", responses=ERRORS.responses(INVALID_REQUEST), response_model_exclude_none=True)
+@router.get(
+    "/projects", responses=ERRORS.responses(INVALID_REQUEST), response_model_exclude_none=True, dependencies=_READ
+)
 async def list_projects(
     request: Request, maxResults: _MaxResults = 100, nextToken: _NextToken | None = None
 ) -> ListProjectsResponse:
@@ -265,7 +269,7 @@ async def list_projects(
     )
 
 
-@router.get("/projects/{projectName}", responses=_PROJECT_PROBLEMS)
+@router.get("/projects/{projectName}", responses=_PROJECT_PROBLEMS, dependencies=_READ)
 async def describe_project(projectName: ProjectName, request: Request) -> DescribeProjectResponse:
     """A category."""
     name = service_of(request).registry.category(projectName).name
@@ -274,7 +278,12 @@ async def describe_project(projectName: ProjectName, request: Request) -> Descri
     )
 
 
-@router.get("/projects/{projectName}/models", responses=_MODEL_PROBLEMS, response_model_exclude_none=True)
+@router.get(
+    "/projects/{projectName}/models",
+    responses=_MODEL_PROBLEMS,
+    response_model_exclude_none=True,
+    dependencies=_READ,
+)
 async def list_models(
     projectName: ProjectName, request: Request, maxResults: _MaxResults = 100, nextToken: _NextToken | None = None
 ) -> ListModelsResponse:
@@ -285,7 +294,10 @@ async def list_models(
 
 
 @router.get(
-    "/projects/{projectName}/models/{modelVersion}", responses=_MODEL_PROBLEMS, response_model_exclude_none=True
+    "/projects/{projectName}/models/{modelVersion}",
+    responses=_MODEL_PROBLEMS,
+    response_model_exclude_none=True,
+    dependencies=_READ,
 )
 async def describe_model(
     projectName: ProjectName, modelVersion: ModelVersion, request: Request
@@ -302,7 +314,7 @@ async def describe_model(
     "/projects/{projectName}/models/{modelVersion}/start",
     status_code=202,
     responses=ERRORS.responses(UPLOAD_TIMEOUT, UPLOAD_TOO_LARGE, INVALID_REQUEST, *SERVED_PROBLEMS),
-    dependencies=[Depends(_requires(Scope.ADMIN))],
+    dependencies=_CHANGE,
 )
 async def start_model(projectName: ProjectName, modelVersion: ModelVersion, request: Request) -> HostingResponse:
     """Have a version in memory, and say so when it is there. Inference units have no meaning here."""
@@ -316,7 +328,7 @@ async def start_model(projectName: ProjectName, modelVersion: ModelVersion, requ
     responses=ERRORS.responses(
         UPLOAD_TIMEOUT, UPLOAD_TOO_LARGE, INVALID_REQUEST, UNKNOWN_CATEGORY, CATEGORY_UNAVAILABLE, VERSION_IN_USE
     ),
-    dependencies=[Depends(_requires(Scope.ADMIN))],
+    dependencies=_CHANGE,
 )
 async def stop_model(projectName: ProjectName, modelVersion: ModelVersion, request: Request) -> HostingResponse:
     """Take a version out of memory; not the active one, nor the shadow."""
@@ -327,7 +339,10 @@ async def stop_model(projectName: ProjectName, modelVersion: ModelVersion, reque
 
 
 @router.api_route(
-    "/{operation:path}", methods=["DELETE", "GET", "HEAD", "PATCH", "POST", "PUT"], include_in_schema=False
+    "/{operation:path}",
+    methods=["DELETE", "GET", "PATCH", "POST", "PUT"],
+    include_in_schema=False,
+    dependencies=_READ,
 )
 async def not_supported(operation: str, request: Request) -> None:
     """What else that service had: projects, data sets, models and their tags are made and deleted elsewhere."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from uuid import UUID
@@ -127,11 +128,12 @@ class Pictures:
             if self._hurry:
                 self._telemetry.pictures.labels("busy").inc()
                 continue
-            if not self._guarded(lambda kept=inspection: self._keep(kept)):  # type: ignore[misc]
+            if not self._guarded(partial(self._keep, inspection)):
                 self._telemetry.pictures.labels("failed").inc()
             with self._lock:
                 self._pending -= _size(inspection)
             self._telemetry.pictures_bytes.set(self._bytes)
+            del inspection  # its image counts as held, and its detector may have been unloaded, while nothing comes
 
     def _keep(self, inspection: Inspection) -> None:
         data = inspection.submission.data

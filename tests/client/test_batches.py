@@ -108,6 +108,18 @@ class TestFolder:
         assert told_of["verdict"] == score.verdict
         assert (told_of["regions"] == str(len(score.regions))) == (ending == "csv")
 
+    @pytest.mark.parametrize("left", [1, 5, 9])
+    def test_begins_again_where_its_first_line_was_cut_off(
+        self, images: Path, connect: Connect, tmp_path: Path, ending: str, left: int
+    ) -> None:
+        out = tmp_path / f"scores.{ending}"
+        with scripted(lambda _: GOOD) as (url, _):
+            client = connect(url)
+            client.score_folder("plate", images, out)
+            out.write_bytes(out.read_bytes()[:left])
+            assert client.score_folder("plate", images, out).scored == 5
+        assert [row["file"] for row in lines(out)] == NAMES
+
     @pytest.mark.parametrize("cut", [0, 1, 9])
     def test_goes_on_where_it_was_stopped(
         self, connect: Connect, url: str, images: Path, tmp_path: Path, ending: str, cut: int
@@ -162,10 +174,11 @@ class TestFolder:
             client.score_folder("plate", images, out)
             with pytest.raises(ValueError, match="holds scores of category 'plate', not 'other'"):
                 client.score_folder("other", images, out)
-            out.write_text("a,b\n1,2\n")
-            with pytest.raises(ValueError, match="was not written by this program"):
-                client.score_folder("plate", images, out)
-            assert out.read_text() == "a,b\n1,2\n"
+            for text in ("a,b\n1,2\n", "a,b\n1,2", "a,b\n", "a,b", "[1]"):  # nothing of it is lost
+                out.write_text(text)
+                with pytest.raises(ValueError, match="was not written by this program"):
+                    client.score_folder("plate", images, out)
+                assert out.read_text() == text
 
 
 def test_output_of_another_kind(connect: Connect, url: str, images: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import http.client
 import io
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.service.conftest import Serve
 from tests.service.support import CATEGORY, MAX_UPLOAD_BYTES, assert_problem, bomb, encode, part, post_head
 
 CATEGORIES = "/v1/categories"
@@ -269,6 +271,45 @@ class TestRoute:
 def test_json_that_is_none(client: httpx.Client, body: bytes) -> None:
     response = client.put(f"{CATEGORIES}/{CATEGORY}/shadow", content=body, headers={"content-type": "application/json"})
     assert_problem(response, 422, "invalid-request")
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({"content-type": "application/x-www-form-urlencoded"}, "'application/x-www-form-urlencoded'"),  # curl's own
+        ({"content-type": "text/plain; charset=utf-8"}, "'text/plain'"),
+        ({}, "without a content type"),
+    ],
+)
+def test_json_that_does_not_say_so(client: httpx.Client, headers: dict[str, str], named: str) -> None:
+    response = client.put(f"{CATEGORIES}/{CATEGORY}/shadow", content=b'{"version": 1}', headers=headers)
+    assert_problem(response, 415, "unsupported-media-type", named, "application/json")
+    shadow = client.get("/openapi.json").json()["paths"][f"{CATEGORIES}/{{category}}/shadow"]["put"]
+    assert "415" in shadow["responses"]
+
+
+@pytest.mark.parametrize(
+    ("body", "location", "message"),
+    [
+        (b'{"version":1', "body", "JSON decode error at character 12: Expecting ',' delimiter"),
+        (b"", "body", "Field required"),
+        (b'{"number":1}', "body.version", "Field required"),
+        (b'{"version":1,"note":"x"}', "body.note", "Extra inputs are not permitted: 'x'"),
+        (b'{"version":0}', "body.version", "Input should be greater than or equal to 1, not '0'"),
+    ],
+)
+def test_what_is_wrong_with_json(client: httpx.Client, body: bytes, location: str, message: str) -> None:
+    headers = {"content-type": "application/json"}
+    response = client.put(f"{CATEGORIES}/{CATEGORY}/shadow", content=body, headers=headers)
+    problem = assert_problem(response, 422, "invalid-request", f"{location}: {message}")
+    assert problem["errors"][0] == {"location": location, "message": message}
+
+
+def test_a_time_that_is_none(serve: Serve, models: Path, tmp_path: Path) -> None:
+    with serve(models, records=tmp_path) as client:
+        response = client.get("/v1/inspections", params={"since": "yesterday"})
+        problem = assert_problem(response, 422, "invalid-request")
+        assert problem["detail"] == "query.since: is no date and time as 2026-11-26T15:00:00Z, not 'yesterday'"
 
 
 def test_allowed_methods_are_those_of_every_route_of_the_address(client: httpx.Client) -> None:

@@ -87,3 +87,31 @@ def test_a_comparison_that_failed_does_not_end_the_test() -> None:
     assert jobs[-1] is not None
     test.settle(jobs[-1]())
     assert test.capital.count == 1
+
+
+def test_who_goes_on_where_another_stood_is_no_other() -> None:
+    random = np.random.default_rng(6)
+    first = BatchTest(vectors(random, 20), 6)
+    feed(first, vectors(random, BATCH))
+    waiting, rest = np.split(vectors(random, BATCH, moved=1), [10])
+    for vector in waiting:
+        first.add(vector)
+    second = BatchTest(vectors(random, 3), 7)
+    second.resume(first.kept, first.batch, first.squared_mmd, first.capital.count, first.capital.capitals)
+    assert (second.squared_mmd, second.capital.evidence) == (first.squared_mmd, first.capital.evidence)
+    second._random = np.random.default_rng(8)
+    first._random = np.random.default_rng(8)
+    assert feed(second, rest) == feed(first, rest)
+    assert (second.kept == first.kept).all()
+
+
+def test_a_full_batch_is_compared_and_not_handed_on() -> None:
+    random = np.random.default_rng(9)
+    test = BatchTest(vectors(random, 20), 9)
+    jobs = [test.add(vector) for vector in vectors(random, BATCH)]
+    assert jobs[-1] is not None
+    assert test.batch.shape == (0, 16)
+    other = BatchTest(vectors(random, 20), 9)
+    for kept, batch in ((test.kept[:, :8], test.batch), (test.kept, vectors(random, BATCH))):
+        with pytest.raises(ValueError, match="vectors of length 16 are compared"):
+            other.resume(kept, batch, None, 0, test.capital.capitals)

@@ -96,6 +96,7 @@ def test_friend_may_ask_and_read(friendly: httpx.Client) -> None:
     response = friendly.post(SCORE, content=encode(part(0)), headers=headers)
     assert response.status_code == 200
     assert response.headers["access-control-allow-origin"] == FRIEND
+    assert response.headers["access-control-expose-headers"] == "*"  # those of a heatmap are its numbers
     assert "access-control-allow-credentials" not in response.headers
     assert friendly.options(SCORE, headers=ask | {"Origin": "https://evil.example"}).status_code == 403
 

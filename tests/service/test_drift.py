@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,18 +19,22 @@ import pytest
 from numpy.typing import NDArray
 
 from models.detector import Detector
+from models.operation import Operations, revised
 from models.prediction import Verdict
+from models.store import ModelStore
 from service.batch_test import BATCH, BatchTest
 from service.drift import Drift, Watch
+from service.drift_file import read_drift
 from service.exchangeability import NumberTest
 from service.registry import Served
 from service.settings import load_settings
 from service.telemetry import Telemetry
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, assert_problem, encode, part, wait_until
+from tests.service.support import CATEGORY, assert_problem, encode, metric, part, wait_until
 
 DRIFT = f"/v1/categories/{CATEGORY}/drift"
 BYTES = {"content-type": "application/octet-stream"}
+Restarted = Callable[[], AbstractContextManager[httpx.Client]]
 
 
 @pytest.fixture(autouse=True)
@@ -209,3 +214,101 @@ def test_images_of_another_light_come_to_drift_by_their_embeddings(server: httpx
     assert report["embeddings"]["change"] == "other"
     assert report["squared_mmd"] > 0.2
     assert f'plumbline_drift_state{{category="{CATEGORY}",test="embeddings"}} 2.0' in server.get("/metrics").text
+
+
+class TestRestart:
+    """What is known outlives the process, in the folder of records."""
+
+    @pytest.fixture
+    def restarted(self, serve: Serve, models: Path, tmp_path: Path) -> Restarted:
+        return lambda: serve(models, records=tmp_path / "records")
+
+    def test_an_alarm_stays(self, restarted: Restarted) -> None:
+        with restarted() as client:
+            for seed in range(200, 240):
+                send(client, part(seed))
+            for seed in range(300, 360):
+                send(client, smooth(seed))
+            before = client.get(DRIFT).json()
+            assert before["scores"]["state"] == "drift"
+        with restarted() as client:
+            # Prometheus must not see it end.
+            assert metric(client, "plumbline_drift_state", category=CATEGORY, test="scores") == 2
+            after = client.get(DRIFT).json()
+            for report in (before, after):  # a batch may have been compared in between
+                del report["embeddings"]
+                report.pop("squared_mmd", None)
+            assert after == before
+            client.delete(DRIFT)
+        with restarted() as client:
+            report = client.get(DRIFT).json()
+            assert (report["state"], report["scores"]["count"], report["window"]) == ("ok", 0, 0)
+
+    def test_evidence_goes_on(self, restarted: Restarted) -> None:
+        """Of a service that starts every day, too."""
+        for day in range(3):
+            with restarted() as client:
+                for seed in range(400 + 11 * day, 400 + 11 * day + 11):
+                    send(client, part(seed))
+                report = client.get(DRIFT).json()
+        assert report["rejects"]["count"] == report["window"] == 33
+        accepted = round(33 * (1 - report["rejected_share"]))
+        assert report["embeddings"]["count"] == (accepted >= BATCH)
+
+    def test_another_operation_begins_anew(self, serve: Serve, detector: Detector, tmp_path: Path) -> None:
+        store = ModelStore(tmp_path / "models")
+        store.publish(CATEGORY, detector.save)
+        with serve(store.root, records=tmp_path / "records") as client:
+            send(client, part(500))
+            assert client.get(DRIFT).json()["window"] == 1
+        Operations(store).record(detector, lambda before: revised(detector, before, author="a", rate=0.2))
+        with serve(store.root, records=tmp_path / "records") as client:
+            report = client.get(DRIFT).json()
+            assert (report["operation"], report["window"]) == (1, 0)
+
+    def test_it_is_stored_while_the_service_runs(
+        self, serve: Serve, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("service.drift._STORE_EVERY_S", 0.05)
+        with serve(models, records=tmp_path) as client:
+            for seed in range(3):
+                send(client, part(seed))
+            wait_until(lambda: [len(one.known.window) for one in read_drift(tmp_path / "drift").values()] == [3])
+
+    def test_a_damaged_file_is_told_and_begins_anew(
+        self, restarted: Restarted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with restarted() as client:
+            send(client, part(0))
+        [file] = (tmp_path / "records" / "drift").iterdir()
+        whole = file.read_bytes()
+        for content, reason in (
+            (b"", "not read"),
+            (whole[:-10], "not read"),
+            (whole.replace(b'\\"format\\":1', b'\\"format\\":2'), "not read"),
+            (whole.replace(b'"rejects":{"dtype"', b'"rejectz":{"dtype"'), "not taken up"),
+        ):
+            assert content != whole
+            file.write_bytes(content)
+            caplog.clear()
+            with restarted() as client:
+                assert client.get(DRIFT).json()["window"] == 0
+            assert reason in caplog.text
+
+    def test_what_cannot_be_written_is_told_once(
+        self,
+        serve: Serve,
+        models: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr("service.drift._STORE_EVERY_S", 0.05)
+        (tmp_path / "drift").write_text("a file, where a folder should be")
+        with serve(models, records=tmp_path) as client:
+            for seed in range(3):
+                send(client, part(seed))
+                wait_until(lambda: "drift watch not stored" in caplog.text)
+            (tmp_path / "drift").unlink()
+            wait_until(lambda: bool(read_drift(tmp_path / "drift")))
+        assert caplog.text.count("drift watch not stored") == 1

@@ -119,3 +119,17 @@ def test_forgetting_bounds_the_memory_and_keeps_the_promise(monkeypatch: pytest.
         alarms += first_alarm(test, [random.gauss(0, 1) for _ in range(1000)], level=10) is not None
         assert len(test._kept) <= 30
     assert alarms <= 0.1 * streams + 3 * math.sqrt(0.1 * streams)
+
+
+def test_who_goes_on_where_another_stood_is_no_other() -> None:
+    numbers = [Random(seed).gauss(0, 1) for seed in range(200)]
+    whole, first = NumberTest(numbers[:20], Random(1)), NumberTest(numbers[:20], Random(1))
+    for number in numbers[20:100]:
+        whole.observe(number)
+        first.observe(number)
+    second = NumberTest((), first._random)
+    second.resume(first.kept, first.capital.count, first.capital.capitals)
+    assert [second.observe(number) for number in numbers[100:]] == [whole.observe(number) for number in numbers[100:]]
+    assert second.capital.count == 180
+    with pytest.raises(ValueError, match="10 bets, not 9"):
+        second.resume(first.kept, 80, first.capital.capitals[:-1])

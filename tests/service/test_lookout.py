@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -159,6 +160,13 @@ class TestRefused:
         with pytest.raises(lookout.exceptions.ValidationException) as error:
             detect(lookout, body, kind=kind)
         assert_refused(error, "ValidationException", 400, mention)
+
+    def test_a_compressed_body_is_refused_as_such(self, client: httpx.Client) -> None:
+        """Not as an image that cannot be read."""
+        headers = {"content-type": "image/png", "content-encoding": "gzip"}
+        response = client.post(DETECT, content=gzip.compress(encode(part(0))), headers=headers)
+        assert (response.status_code, response.headers["x-amzn-errortype"]) == (400, "ValidationException")
+        assert "content encoding 'gzip' is not accepted" in response.json()["Message"]
 
     def test_unknown_project(self, lookout: Any) -> None:
         with pytest.raises(lookout.exceptions.ResourceNotFoundException) as error:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from weakref import ref
 
 import pytest
 
+from models.artifact import ArtifactError
+from models.detector import Detector
 from models.store import ModelStore
 from service.app import create_app
 from service.errors import ProblemError
@@ -72,6 +76,28 @@ def test_who_leaves_does_not_stop_a_load_that_others_wait_for(tmp_path: Path) ->
         with pytest.raises(asyncio.CancelledError):
             await leaving
         assert (await staying).version == 1
+
+    with_registry(tmp_path, check)
+
+
+def test_a_version_that_failed_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arrays would count in no budget."""
+    store, detector = ModelStore(tmp_path), make_detector()
+    for _ in range(2):
+        store.publish(CATEGORY, detector.save)
+    failed = []
+
+    def scores_nothing(detector: Detector, folder: Path) -> None:
+        failed.append(ref(detector))
+        raise ArtifactError(f"{folder} scored its warm-up image nan; train it again")
+
+    async def check(registry: Registry) -> None:
+        monkeypatch.setattr("service.loader._warm", scores_nothing)
+        for _ in range(2):  # the second time as the first was remembered
+            with pytest.raises(ProblemError, match="warm-up image nan"):
+                await registry.load(CATEGORY, 1)
+        gc.collect()
+        assert [detector() for detector in failed] == [None]
 
     with_registry(tmp_path, check)
 

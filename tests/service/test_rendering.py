@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -96,9 +98,28 @@ def test_overlay_has_the_originals_size(width: int, height: int) -> None:
 
 
 def test_overlay_leaves_its_input_alone() -> None:
-    image = grey()
-    render_overlay(image, predict(flat(2.0)), 1.0)
+    image, anomaly_map = grey(), flat(2.0)
+    render_overlay(image, predict(anomaly_map), 1.0)
+    render_explanation(image, explanation_of(anomaly_map))
     assert (image == 100).all()
+    assert (anomaly_map == 2).all()
+
+
+@pytest.mark.parametrize(("draw", "most"), [("overlay", 10), ("explanation", 15)])
+def test_drawing_takes_few_bytes_a_pixel(draw: str, most: int) -> None:
+    """An image of 64 megapixels has 0.2 GB; several are drawn at a time."""
+    side = 500
+    random = np.random.default_rng(0)
+    image = random.integers(0, 255, (side, side, 3)).astype(np.uint8)  # nothing to compress
+    anomaly_map = random.uniform(-1, 1, (SIDE, SIDE)).astype(np.float32)
+    tracemalloc.start()
+    if draw == "overlay":
+        render_overlay(image, predict(anomaly_map, side, side), 0.5)
+    else:
+        render_explanation(image, explanation_of(anomaly_map, side, side))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < most * side * side
 
 
 def explanation_of(attributions: NDArray[np.float32], width: int = SIDE, height: int = SIDE) -> Explanation:

@@ -27,7 +27,7 @@ from service.app import create_app
 from service.server import _listen, _Server, run
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry
-from tests.service.support import CATEGORY, encode, is_ready, part, process, wait_until
+from tests.service.support import CATEGORY, encode, is_ready, metric, part, process, wait_until
 from tests.signals import called_again
 
 SCORE = "/v1/categories/{category}/score"
@@ -71,6 +71,19 @@ def test_what_was_imported_is_left_out_of_collections(models: Path, monkeypatch:
     run(Settings(models=models, port=0, device="cpu", records="none"))
     assert seen[0] > 0.9 * imported
     assert gc.get_freeze_count() == 0
+
+
+def test_head_is_get_without_its_body(client: httpx.Client) -> None:
+    """As monitors and load balancers ask."""
+    for path in ("/healthz", "/readyz", "/docs", "/metrics", "/v1/categories", "/v2/health/ready"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b""), path
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert client.head("/v1/categories/none").status_code == 404
+    response = client.head(SCORE.format(category=CATEGORY))
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert client.put("/healthz").headers["allow"] == "GET, HEAD"
+    assert metric(client, "plumbline_requests_total", method="HEAD", route="/healthz", status="200") == 1
 
 
 def test_documentation_needs_no_internet(client: httpx.Client) -> None:

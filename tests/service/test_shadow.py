@@ -84,6 +84,14 @@ def test_the_shadow_is_compared(serve: Serve, store: ModelStore, detectors: list
         assert row["verdict"] == shadow.verdict
 
 
+def test_a_shadow_holds_on_to_no_image(serve: Serve, store: ModelStore) -> None:
+    store.set_shadow(CATEGORY, 2)
+    with serve(store.root) as client:
+        score(client, GOOD)
+        wait_until(lambda: scored(client) == 1)
+        wait_until(lambda: metric(client, "plumbline_queue_bytes") == 0, seconds=20)
+
+
 def test_a_shadow_from_outside_and_what_ends_it(serve: Serve, store: ModelStore) -> None:
     store.set_shadow(CATEGORY, 2)
     with serve(store.root, store_poll_s=0.05) as client:

@@ -28,7 +28,7 @@ from service.security import Scope
 from service.settings import SettingsError
 from service.sigv4 import ALGORITHM, SignatureError, SignedRequest, check_signature, read_signature
 from tests.service.conftest import Serve
-from tests.service.support import CATEGORY, encode, part, post_head
+from tests.service.support import CATEGORY, encode, part, post_head, wait_until
 
 SERVICE = "lookoutvision"
 ID, SECRET = "PLUMB0123456789AB", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
@@ -279,6 +279,26 @@ def test_boto3_is_refused(url: str, keys: Any, who: str, reason: str) -> None:
     with pytest.raises(ClientError, match=reason) as caught:
         detect(connect(url, id, secret))
     assert caught.value.response["Error"]["Code"] == "AccessDeniedException"
+
+
+def test_who_would_change_what_is_in_memory_is_audited(url: str, keys: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Let in or not, as by the other protocols."""
+    caplog.set_level("INFO", "plumbline")
+    record, secret = keys.scorer
+    for given in (secret, secret[:-1]):
+        client = connect(url, record.access_key_id, given)
+        for change in (client.start_model, client.stop_model):
+            more = {"MinInferenceUnits": 1} if change == client.start_model else {}
+            with pytest.raises(ClientError, match=r"lacks the scope admin|does not match"):
+                change(ProjectName=CATEGORY, ModelVersion="1", **more)
+    detect(connect(url, record.access_key_id, secret))
+
+    def told(logger: str) -> list[dict[str, Any]]:
+        return [vars(entry)["fields"] for entry in caplog.records if entry.name == logger]
+
+    wait_until(lambda: len(told("plumbline.requests")) == 5)
+    audited = [(fields["path"].rpartition("/")[2], fields.get("caller")) for fields in told("plumbline.audit")]
+    assert audited == [("start", "scorer"), ("stop", "scorer"), ("start", None), ("stop", None)]
 
 
 def test_unsigned_is_refused_before_its_body_is_read(url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -284,7 +285,54 @@ def test_the_store_goes_and_comes_back(serve: Serve, store: ModelStore, tmp_path
         store.activate(CATEGORY, 3)
         wait_until(lambda: shown(client)["version"] == 3)
         assert metric(client, "plumbline_model_store_up") == 1
-        assert "warning" not in client.get("/readyz").json()
+        # It may have gone while its operations were read, which are looked at after the versions.
+        wait_until(lambda: "warning" not in client.get("/readyz").json())
+
+
+def test_a_store_that_cannot_be_read_at_the_start_is_served_when_it_can(
+    serve: Serve, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one whose folder belongs to somebody else: no reason for a traceback, nor to be started again."""
+    readable, categories = threading.Event(), ModelStore.categories
+
+    def unless_forbidden(self: ModelStore) -> list[str]:
+        if not readable.is_set():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root))
+        return categories(self)
+
+    monkeypatch.setattr(ModelStore, "categories", unless_forbidden)
+    with serve(store.root, store_poll_s=0.05) as client:
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "the model store cannot be read")
+        assert client.get("/healthz").status_code == 200
+        assert metric(client, "plumbline_model_store_up") == 0
+        problem = client.get("/v1/categories").json()["store_problem"]
+        assert str(store.root) in problem
+        assert "Permission denied" in problem
+        assert_problem(ask(client), 404, "unknown-category", "the model store cannot be read")
+        readable.set()
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        assert score(client)["version"] == 1
+        assert metric(client, "plumbline_model_store_up") == 1
+
+
+def test_a_store_that_does_not_answer_is_told(serve: Serve, store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a network share whose server is gone: whoever reads it waits."""
+    answers, categories = threading.Event(), ModelStore.categories
+
+    def when_it_answers(self: ModelStore) -> list[str]:
+        assert answers.wait(120)
+        return categories(self)
+
+    monkeypatch.setattr("service.following._SILENT_S", 0.1)
+    with serve(store.root, store_poll_s=0.05) as client:
+        monkeypatch.setattr(ModelStore, "categories", when_it_answers)
+        wait_until(lambda: metric(client, "plumbline_model_store_up") == 0, seconds=60)
+        assert "has not answered" in client.get("/v1/categories").json()["store_problem"]
+        assert "store" in client.get("/readyz").json()["warning"]
+        assert score(client)["version"] == 1
+        answers.set()
+        wait_until(lambda: metric(client, "plumbline_model_store_up") == 1)
 
 
 def test_the_least_recently_used_are_unloaded(serve: Serve, store: ModelStore) -> None:

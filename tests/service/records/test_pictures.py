@@ -70,6 +70,17 @@ def test_pictures_come_back(serve: Serve, models: Path, records: Path) -> None:
         assert metrics(client)["plumbline_pictures_bytes"] == sum(path.stat().st_size for path in files(records))
 
 
+def test_a_picture_that_is_kept_leaves_memory(serve: Serve, models: Path, records: Path) -> None:
+    """What held on to the last image would refuse the next one for ever, where both are too much."""
+    data = encode(part(1))
+    both = len(data) + HEIGHT * WIDTH * 3
+    with serve(models, records=records, keep_images="all", queue_bytes=both + 1000) as client:
+        assert send(client, data).status_code == 200
+        outcome(client, "kept", 1)
+        wait_until(lambda: metrics(client)["plumbline_queue_bytes"] == 0, seconds=20)
+        assert send(client, data).status_code == 200
+
+
 def test_pictures_that_are_not_kept(serve: Serve, models: Path, records: Path) -> None:
     with serve(models, records=records) as client:
         answer = score(client).json()
