@@ -348,6 +348,26 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     assert checkpoint_step(tmp_path / "new") == STEPS
 
 
+def test_what_differs_from_the_run_that_is_to_be_resumed_is_named(tmp_path: Path) -> None:
+    make_trainer(tmp_path).save_checkpoint()
+    pretext = CUTPASTE.model_copy(update={"jitter": 0.123})
+    with pytest.raises(TrainingSettingsError) as error:
+        make_trainer(tmp_path, steps=STEPS + 1, pretext=pretext).resume()
+    assert str(error.value).endswith(
+        "without resuming: training.pretext.jitter is 0.3 there and 0.123 now; training.steps is 12 there and 13 now"
+    )
+
+
+def test_the_precision_that_auto_means_belongs_to_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a checkpoint goes on on a machine that computes in another."""
+    monkeypatch.setattr("training.trainer.computes_bfloat16", lambda device: True)
+    make_trainer(tmp_path).save_checkpoint()
+    monkeypatch.setattr("training.trainer.computes_bfloat16", lambda device: False)
+    with pytest.raises(TrainingSettingsError, match="precision is bfloat16 there and float32 now"):
+        make_trainer(tmp_path).resume()
+    assert make_trainer(tmp_path, precision="bfloat16").resume()
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -412,6 +432,9 @@ def test_a_checkpoint_that_is_no_checkpoint_is_a_clear_error(tmp_path: Path) -> 
     trainer.save_checkpoint()
     path = tmp_path / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(TrainingError, match="damaged"):
+        make_trainer(tmp_path).resume()
+    torch.save(trainer.encoder.state_dict(), path)  # another program's
     with pytest.raises(TrainingError, match="damaged"):
         make_trainer(tmp_path).resume()
 
