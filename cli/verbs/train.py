@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from training.fit import FitConfiguration
 
 
+WIDTH = "encoder.width"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("category", nargs="?", metavar="CATEGORY", help="which category of --data; or use --all")
@@ -40,39 +43,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--patch-size", type=positive_integer, help="side of a window (default: 32); the image's makes it one window"
     )
     model.add_argument("--stride", type=positive_integer, help="pixels between windows (default: 4)")
-    model.add_argument("--stem", choices=("cifar", "imagenet"), help="resnet18_patch's first layers (default: cifar)")
+    model.add_argument(
+        "--stem",
+        dest="encoder.stem",
+        choices=("cifar", "imagenet"),
+        help="resnet18_patch's first layers (default: cifar)",
+    )
     model.add_argument(
         "--backbone",
+        dest="encoder.backbone",
         choices=("mobilenet_v2", "resnet18", "wide_resnet50_2"),
         help="pretrained_patch's network, with ImageNet's weights (default: mobilenet_v2)",
     )
     width = model.add_mutually_exclusive_group()
     width.add_argument("--size", choices=("small", "base", "large"), help="dense_patch's width by name (default: base)")
-    width.add_argument("--width", type=positive_integer, help="channels of dense_patch's first stage (default: 32)")
+    width.add_argument(
+        "--width",
+        dest=WIDTH,
+        type=positive_integer,
+        metavar="N",
+        help="channels of dense_patch's first stage (default: 32)",
+    )
     model.add_argument(
         "--density", metavar="NAME", help="one-class classifier (default: kernel_density); the README lists them"
     )
     model.add_argument(
         "--density-mode",
-        dest="mode",
+        dest="density.mode",
         choices=("auto", "exact", "compressed", "sampled", "neighbours"),
         help="kernel_density: sum over the bank, centres that stand for it, samples of it or the nearest of it; auto "
         "(default): over the fewest centres whose error is within --tolerance, else the bank",
     )
-    model.add_argument("--centres", type=positive_integer, help="how many (default: 1024, auto up to 8192)")
     model.add_argument(
-        "--tolerance", type=float, help="error allowed, in units of the score (default: auto 0.02, sampled 0.005)"
+        "--centres",
+        dest="density.centres",
+        type=positive_integer,
+        metavar="N",
+        help="how many (default: 1024, auto up to 8192)",
+    )
+    model.add_argument(
+        "--tolerance",
+        dest="density.tolerance",
+        type=float,
+        metavar="ERROR",
+        help="error allowed, in units of the score (default: auto 0.02, sampled 0.005)",
     )
     model.add_argument(
         "--reduce",
-        dest="reduction",
+        dest="density.reduction",
         type=_reduction,
         metavar="METHOD:DIMENSION",
         help="pca:96 (default for auto and compressed), random_projection:256 or none: dimensions before the sum",
     )
-    model.add_argument("--neighbours", type=positive_integer, help="how many nearest embeddings a score looks at")
-    model.add_argument("--kernel", choices=("rbf", "linear"), help="of one_class_svm (default: rbf)")
-    model.add_argument("--components", type=positive_integer, help="Gaussians of gaussian_mixture (default: 4)")
+    model.add_argument(
+        "--neighbours",
+        dest="density.neighbours",
+        type=positive_integer,
+        metavar="N",
+        help="how many nearest embeddings a score looks at",
+    )
+    model.add_argument(
+        "--kernel", dest="density.kernel", choices=("rbf", "linear"), help="of one_class_svm (default: rbf)"
+    )
+    model.add_argument(
+        "--components",
+        dest="density.components",
+        type=positive_integer,
+        metavar="N",
+        help="Gaussians of gaussian_mixture (default: 4)",
+    )
     model.add_argument(
         "--bank-size",
         type=positive_integer,
@@ -87,7 +126,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="self-supervised task (default: cutpaste; docs/pretext-tasks.md lists them); it decides the defaults of "
         "the options below",
     )
-    stage.add_argument("--light", type=float, help="cutpaste: how much the lighting of good parts varies, 0 to 1")
+    stage.add_argument(
+        "--light",
+        dest="pretext.light",
+        type=float,
+        metavar="STRENGTH",
+        help="cutpaste: how much the lighting of good parts varies, 0 to 1",
+    )
     stage.add_argument("--steps", type=positive_integer)
     stage.add_argument("--batch-size", type=positive_integer, help="crops a step")
     stage.add_argument("--crop-patches", type=positive_integer, help="side of a crop in patches; the paper's is 1")
@@ -171,9 +216,9 @@ def _configuration(options: argparse.Namespace) -> FitConfiguration:
     if options.size:
         if (options.encoder or default.detector.encoder.name) != "dense_patch":
             raise UsageError(f"--size has no use: it names widths of dense_patch, not of {options.encoder}")
-        options.width = WIDTHS[options.size]
+        setattr(options, WIDTH, WIDTHS[options.size])
     encoder = member("encoder", default.detector.encoder.name, ENCODERS, options)
-    density = member("density", default.detector.density.name, DENSITIES, options, apart=("precision", "seed"))
+    density = member("density", default.detector.density.name, DENSITIES, options)
     if density.get("reduction") == {}:
         density["reduction"] = None
     pretext = member("pretext", default.training.pretext.name, PRETEXTS, options)
@@ -209,7 +254,7 @@ def _check_used(options: argparse.Namespace, configuration: FitConfiguration) ->
     """Refuse options that the mode of a kernel density leaves unused."""
     mode = getattr(configuration.detector.density, "mode", None)
     for name, modes in _MODES_OF.items():
-        if mode is not None and getattr(options, name) is not None and mode not in modes:
+        if mode is not None and getattr(options, f"density.{name}") is not None and mode not in modes:
             wanted = " or ".join(modes)
             raise UsageError(f"--{name} has no use in the {mode} mode: add --density-mode {wanted}")
 
