@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import pickle
 import signal
 import threading
@@ -13,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -33,10 +32,7 @@ from training.pretext import (
     PretextConfiguration,
     create_pretext,
 )
-
-CHECKPOINT_FILE = "checkpoint.pt"
-LOG_FILE = "log.jsonl"
-
+from training.run_files import CHECKPOINT_FILE, append_log, trim_log, write_checkpoint
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -234,17 +230,19 @@ class Trainer:
         Raises:
             TrainingInterrupted: on SIGINT or SIGTERM, after a checkpoint.
             TrainingError: if the loss is not finite.
+            RunWriteError: there is no space for the log or a checkpoint.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.step == 0:
             self.encoder.initialise()
             self.task.prepare(self.encoder, self._crops)
         self.encoder.train()
-        with _stop_signal() as stop, self._open_log() as log:
-            self._run(stop, log, report)
+        trim_log(self.folder, self.step)
+        with _stop_signal() as stop:
+            self._run(stop, report)
         return self.encoder.eval()
 
-    def _run(self, stop: threading.Event, log: TextIO, report: Callable[[Progress], None] | None) -> None:
+    def _run(self, stop: threading.Event, report: Callable[[Progress], None] | None) -> None:
         settings = self.configuration
         started, first = time.monotonic(), self.step
         saved = started
@@ -263,7 +261,7 @@ class Trainer:
                     speed * settings.batch_size,
                     (settings.steps - self.step) / speed,
                 )
-                print(json.dumps(progress._asdict()), file=log, flush=True)
+                append_log(self.folder, progress._asdict())
                 if report:
                     report(progress)
                 self._sums.zero_()
@@ -277,15 +275,6 @@ class Trainer:
                 self.save_checkpoint()
                 path = self.folder / CHECKPOINT_FILE
                 raise TrainingInterrupted(f"stopped after step {self.step} of {settings.steps}; resume from {path}")
-
-    def _open_log(self) -> TextIO:
-        """The log, without what a killed run wrote after its last checkpoint: those steps are run again."""
-        path = self.folder / LOG_FILE
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        path.write_text(
-            "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step)
-        )
-        return path.open("a")
 
     def _train_step(self) -> Tensor:
         """One optimizer step; loss and accuracy, (2,) on the device, so that nothing waits for them."""
@@ -312,10 +301,11 @@ class Trainer:
         return as_input(crops)
 
     def save_checkpoint(self) -> None:
-        """Write the whole state beside the old checkpoint, then put it in its place.
+        """Write the whole state.
 
         Raises:
             TrainingError: if a weight is not finite, as after a last step that was too large; nothing is written then.
+            RunWriteError: there is no space; the old checkpoint stays.
         """
         state: dict[str, Any] = {
             "identity": json.dumps(self._identity),
@@ -332,13 +322,7 @@ class Trainer:
                 self._check(math.nan, "a weight")
         if self.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        path = self.folder / CHECKPOINT_FILE
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_checkpoint(self.folder, state)
 
     def _check(self, value: float, what: str = "the loss") -> None:
         if not math.isfinite(value):

@@ -294,7 +294,7 @@ def _train(
     from models.store import ModelStore, check_category_name
     from training.data import open_dataset
     from training.fit import fit
-    from training.trainer import CHECKPOINT_FILE
+    from training.run_files import CHECKPOINT_FILE
 
     check_category_name(category)
     dataset = open_dataset(options.data, category, skip_broken=options.skip_broken)

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.cli.conftest import Run
 from tests.cli.support import COMPUTE, PROGRAM, Outcome
 from tests.training.reproduction.support import write_fashion_mnist
-from training.trainer import CHECKPOINT_FILE
+from training.run_files import CHECKPOINT_FILE
 
 WEIGHTS = Path(torch.hub.get_dir()) / "checkpoints" / "mobilenet_v2-b0353104.pth"
 SMOKE = ("--size", "smoke", "--json", *COMPUTE)

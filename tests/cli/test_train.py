@@ -23,7 +23,8 @@ from models.operation import Operations
 from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, TINY, Outcome
-from training.trainer import CHECKPOINT_FILE, LOG_FILE, Progress
+from training.run_files import CHECKPOINT_FILE, LOG_FILE
+from training.trainer import Progress
 
 
 @pytest.fixture

@@ -39,7 +39,8 @@ from training.fit import (
     fit,
 )
 from training.pretext import CutPasteConfiguration, NoneConfiguration, RotationConfiguration, RotNetConfiguration
-from training.trainer import CHECKPOINT_FILE, LOG_FILE, Progress, Trainer, TrainingConfiguration, TrainingInterrupted
+from training.run_files import CHECKPOINT_FILE, LOG_FILE
+from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingInterrupted
 
 CPU = torch.device("cpu")
 GEOMETRY = ScanGeometry(image_size=64)

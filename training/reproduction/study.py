@@ -24,7 +24,8 @@ import torch
 
 from training.claim import differences, held
 from training.reproduction.protocol import Protocol, Trial
-from training.trainer import CHECKPOINT_FILE, Progress, Trainer, TrainingSettingsError
+from training.run_files import CHECKPOINT_FILE
+from training.trainer import Progress, Trainer, TrainingSettingsError
 
 STUDY, CELLS, RUNS, LOCK = "study.json", "cells.csv", "runs", ".lock"
 KEYS = ("subject", "method", "classifier", "seed")

@@ -25,7 +25,8 @@ from training.reproduction.semantic import Semantic
 from training.reproduction.settings import SEMANTIC
 from training.reproduction.study import CELLS, RUNS, STUDY, Cell, Event, Study, StudyError
 from training.reproduction.workers import run_study
-from training.trainer import CHECKPOINT_FILE, TrainingInterrupted
+from training.run_files import CHECKPOINT_FILE
+from training.trainer import TrainingInterrupted
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[3]
