@@ -64,9 +64,12 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 
 def positive_integer(text: str) -> int:
     """An argument that must be a whole number above 0."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return value
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cli.folders import check_folder
 from cli.loading import load_detector
 from cli.options import add_common, add_data, add_models, add_version
 from cli.progress import count_bar
@@ -32,6 +33,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from training.data import open_dataset
     from training.evaluation import evaluate
 
+    check_folder("--out", options.out)
     detector = load_detector(options, options.category)
     dataset = open_dataset(options.data, options.category, skip_broken=options.skip_broken)
     with count_bar() as bar:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, PartlyFailed, UsageError, exit_status, sentence
+from cli.folders import check_folder
 from cli.options import add_common, add_data, add_models, member, positive_integer
 from cli.overrides import add_set, apply, parse_value
 from cli.progress import say, training_bar
@@ -17,6 +18,7 @@ from cli.progress import say, training_bar
 if TYPE_CHECKING:
     import torch
 
+    from training.data import Dataset
     from training.fit import FitConfiguration
 
 
@@ -289,16 +291,31 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _train(
     category: str, configuration: FitConfiguration, device: torch.device, options: argparse.Namespace
 ) -> dict[str, Any]:
-    from models.detector import member_folder
-    from models.operation import Operations
-    from models.store import ModelStore, check_category_name
+    from models.store import check_category_name
+    from training.claim import held
     from training.data import open_dataset
-    from training.fit import fit
-    from training.run_files import CHECKPOINT_FILE
 
     check_category_name(category)
     dataset = open_dataset(options.data, category, skip_broken=options.skip_broken)
     folder: Path = options.runs / category
+    check_folder("--runs", folder)
+    check_folder("--models", options.models / category)
+    busy = UsageError(f"another process trains {category} in {options.runs}; wait for it, or name other --runs")
+    # Beside the folder, which --restart removes; until it is published, or two would take turns in one checkpoint.
+    with held(options.runs / f".{category}.lock", busy):
+        return _fit_and_publish(dataset, configuration, device, folder, options)
+
+
+def _fit_and_publish(
+    dataset: Dataset, configuration: FitConfiguration, device: torch.device, folder: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    from models.detector import member_folder
+    from models.operation import Operations
+    from models.store import ModelStore
+    from training.fit import fit
+    from training.run_files import CHECKPOINT_FILE
+
+    category = dataset.category
     ours = {member_folder(folder, number) / CHECKPOINT_FILE for number in range(len(configuration.members))}
     found = set(folder.rglob(CHECKPOINT_FILE))
     if found and not options.resume:

@@ -22,7 +22,7 @@ from models.encoders import WIDTHS
 from models.operation import Operations
 from models.store import ModelStore
 from tests.cli.conftest import Run
-from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, TINY, Outcome
+from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, TINY, Outcome, files_in, run_main
 from training.run_files import CHECKPOINT_FILE, LOG_FILE
 from training.trainer import Progress
 
@@ -135,7 +135,7 @@ def test_what_a_density_has_no_use_for_is_refused_before_training(
 ) -> None:
     outcome = run("train", CATEGORY, "--data", data, *places, "--json", *TINY, *options.split())
     outcome.assert_refused(2, *mentions)
-    assert not any(tmp_path.iterdir())
+    assert files_in(tmp_path) == []
 
 
 def test_light_reaches_cutpaste(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_size_is_refused_for_a_network_that_has_none(
 ) -> None:
     arguments = ("--encoder", "resnet18_patch", "--size", "small", *COMPUTE)
     run("train", CATEGORY, "--data", data, *places, *arguments).assert_refused(2, "--size", "resnet18_patch")
-    assert not any(tmp_path.iterdir())
+    assert files_in(tmp_path) == []
 
 
 def test_a_pretext_task_brings_its_own_settings_and_options_win(
@@ -179,7 +179,7 @@ def test_a_crop_of_many_windows_is_refused_for_a_contrastive_task(
 ) -> None:
     arguments = ("--pretext", "contrastive", "--crop-patches", "2", *COMPUTE)
     run("train", CATEGORY, "--data", data, *places, *arguments).assert_refused(2, "crop_patches", "contrastive", "1")
-    assert not any(tmp_path.iterdir())
+    assert files_in(tmp_path) == []
 
 
 def test_without_a_pretext_task_nothing_is_trained(
@@ -292,6 +292,43 @@ def test_train_from_a_plain_folder_under_any_name(run: Run, places: tuple[str, .
     outcome = run("train", "bolt", "--data", tmp_path / "shots", *places, "--json", *TINY)
     assert outcome.status == 0, outcome.errors
     assert ModelStore(tmp_path / "models").categories() == ["bolt"]
+
+
+# --- where it writes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--models", "--runs"])
+def test_a_folder_that_cannot_be_written_to_is_told_before_training(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    arguments = ("train", CATEGORY, "--data", str(data), *places, "--json", *TINY)
+    (tmp_path / "file").touch()
+    run(*arguments, option, tmp_path / "file" / "in").assert_refused(2, option, f"{tmp_path / 'file'} is a file")
+    (tmp_path / "full").mkdir()
+    # Of root, which tests may run as, every folder can be written to.
+    monkeypatch.setattr("cli.folders.os.access", lambda path, mode: path != tmp_path / "full")
+    run(*arguments, option, tmp_path / "full").assert_refused(2, option, "may not be written to")
+    assert files_in(tmp_path) == [tmp_path / "file"]
+
+
+def test_one_process_at_a_time_trains_a_category(
+    data: Path, places: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor may another throw its run away, or take it for one that was interrupted."""
+    arguments = ("train", CATEGORY, "--data", str(data), *places, "--json", *TINY)
+    seen: list[Outcome] = []
+
+    def meanwhile(bar: TrainingBar, report: Progress) -> None:
+        if not seen:
+            seen.extend(run_main(capsys, *arguments, *again) for again in ((), ("--resume",), ("--restart",)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingBar, "__call__", meanwhile)
+        outcome = run_main(capsys, *arguments)
+    assert outcome.status == 0, outcome.errors
+    for other in seen:
+        other.assert_refused(2, f"another process trains {CATEGORY} in {tmp_path / 'runs'}", "other --runs")
+    assert outcome.result["trained"][0]["version"] == 1
 
 
 # --- interrupted ------------------------------------------------------------------------------------------------------
