@@ -57,7 +57,7 @@ class Dataset:
         for path in sorted(self.train):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(self.root).as_posix()}\0{content}\n".encode())
+            digest.update(os.fsencode(f"{path.relative_to(self.root).as_posix()}\0{content}\n"))
         return digest.hexdigest()
 
 

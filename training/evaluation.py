@@ -313,7 +313,7 @@ def _write(out: Path, content: dict[str, Any], results: _Results, root: Path, fi
 
 
 def _write_csv(path: Path, results: _Results, root: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # file names are any bytes
         writer = csv.writer(file)
         writer.writerow(["path", "defect", "image_score", "p_value", "verdict", "regions"])
         rows = zip(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,18 @@ def test_metrics_are_those_of_the_predictions(detector: Detector, dataset: Datas
     assert hole["pixel_auroc"] == pytest.approx(expected, abs=1e-5)
     assert hole["escape_rate"] == 0.0
     assert metrics["per_defect"]["speck"]["escape_rate"] == 2 * metrics["escape_rate"]
+
+
+@pytest.mark.parametrize("name", [b"gr\xfcn", b"$_^{$", "\u00fcber und dr\u00fcber".encode(), b"a,b\n"])
+def test_a_file_may_have_any_name(detector: Detector, dataset: Dataset, tmp_path: Path, name: bytes) -> None:
+    """Bytes that are no UTF-8, as of a disk written in another encoding, and what matplotlib takes for a formula."""
+    renamed = []
+    for sample in only(dataset, "good", "hole").test:
+        path = sample.path.with_name(f"{os.fsdecode(name)}{sample.path.name}")
+        renamed.append(replace(sample, path=sample.path.rename(path)))
+    evaluate(detector, replace(dataset, test=tuple(renamed)), tmp_path / "out")
+    assert (tmp_path / "out" / "images.csv").read_bytes().count(b"/" + name) == len(renamed)
+    assert (tmp_path / "out" / "sheet.png").exists()
 
 
 def test_files_are_written(detector: Detector, dataset: Dataset, tmp_path: Path) -> None:
