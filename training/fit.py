@@ -130,7 +130,7 @@ def fit(
     Args:
         folder: the run's folder; a checkpoint that lies there is resumed. An ensemble's members are trained one after
             the other, all but the first in a folder of its own below; one whose checkpoint is finished is only read.
-        skip_broken: pass over files that cannot be read.
+        skip_broken: pass over files that cannot be read. Copies of an image are passed over in any case.
         stage: told what is being done.
         report: told how stage 1 goes.
 
@@ -141,13 +141,14 @@ def fit(
     """
     settings = configuration.detector
     stage(f"reading {len(dataset.train)} good images")
+    # A copy among the calibration images would be judged by a detector that has learned it.
     loaded = load_images(
         dataset.train, size=settings.geometry.image_size, mode=settings.resize, skip_broken=skip_broken
-    )
+    ).without_copies()
     if len(loaded.paths) < SMALLEST_DATASET:
         raise DataError(
-            f"{dataset.root} has {len(loaded.paths)} readable good images of {dataset.category}; at least "
-            f"{SMALLEST_DATASET} are needed, 20 or more advised"
+            f"{dataset.root} has {len(loaded.paths)} readable good images of {dataset.category}, copies aside; at "
+            f"least {SMALLEST_DATASET} are needed, 20 or more advised"
         )
     # Now, while the files are as they were read: in hours of training they may change.
     fingerprint = replace(dataset, train=loaded.paths).fingerprint()

@@ -123,8 +123,8 @@ def held_out_by_change(data: Path, folder: Path, groups: list[list[str]], config
     found = []
     for number, names in enumerate(groups):
         originals = {name: read_image(data / name) for name in names}
-        for name in names:
-            write(data / name, np.full_like(originals[name], 255))
+        for shade, name in enumerate(names):
+            write(data / name, np.full_like(originals[name], 255 - shade))
         if same(run_fit(data, folder / str(number), configuration).detector, before):
             found.append(number)
         for name, original in originals.items():
@@ -141,8 +141,8 @@ def test_calibration_images_leave_no_trace_in_encoder_bank_or_gamma(data: Path, 
     assert len(held_out) == len(before.calibration) == HELD_OUT
     assert before.training["good_images"] == IMAGES - HELD_OUT
 
-    for name in held_out:
-        write(data / name, np.full((GEOMETRY.image_size,) * 2 + (3,), 255, dtype=np.uint8))
+    for shade, name in enumerate(held_out):
+        write(data / name, np.full((GEOMETRY.image_size,) * 2 + (3,), 255 - shade, dtype=np.uint8))
     after = run_fit(data, tmp_path / "after").detector
     assert same(before, after)
     assert not np.isin(after.calibration.image_scores, before.calibration.image_scores).any()
@@ -151,6 +151,22 @@ def test_calibration_images_leave_no_trace_in_encoder_bank_or_gamma(data: Path, 
     other = next(path for path in sorted(data.iterdir()) if path.name not in held_out)
     write(other, pixels(99))
     assert not same(run_fit(data, tmp_path / "other").detector, before)
+
+
+def test_a_copy_of_an_image_is_passed_over(data: Path, tmp_path: Path) -> None:
+    """Or it might lie on the other side of the split."""
+    before = run_fit(data, tmp_path / "before").detector
+    copies = []
+    for path in sorted(data.iterdir()):
+        copies.append(path.with_name(f"{path.stem}_copy.bmp"))
+        write(copies[-1], read_image(path))
+    fitted = run_fit(data, tmp_path / "after")
+    assert [path for path, _ in fitted.skipped] == copies
+    assert f"the same, pixel by pixel, as {data / '000.png'}" in fitted.skipped[0][1]
+    assert fitted.detector.training["skipped_images"] == IMAGES
+    assert same(fitted.detector, before)
+    np.testing.assert_array_equal(fitted.detector.calibration.image_scores, before.calibration.image_scores)
+    assert fitted.detector.data_fingerprint == before.data_fingerprint
 
 
 def test_parts_of_one_group_stay_on_one_side(data: Path, tmp_path: Path) -> None:
@@ -187,11 +203,12 @@ def test_too_few_images_are_refused(data: Path, tmp_path: Path) -> None:
     paths = sorted(data.iterdir())
     for path in paths[SMALLEST_DATASET - 1 :]:
         path.unlink()
-    message = f"{data} has {SMALLEST_DATASET - 1} readable good images of cap; at least {SMALLEST_DATASET} are needed"
+    few = f"{SMALLEST_DATASET - 1} readable good images of cap"
+    message = f"{data} has {few}, copies aside; at least {SMALLEST_DATASET} are needed"
     with pytest.raises(DataError, match=message):
         run_fit(data, tmp_path / "run")
     assert_untouched(tmp_path / "run")
-    write(paths[-1], pixels(0))
+    write(paths[-1], pixels(99))
     assert len(run_fit(data, tmp_path / "run").detector.calibration) == SMALLEST_DATASET // 4
 
 
