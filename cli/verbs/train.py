@@ -35,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs", type=Path, default=Path("runs"), help="folder of checkpoints and logs (default: %(default)s)"
     )
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with an interrupted run, exactly where it stood")
+    again.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with an interrupted run, exactly where it stood; with --all, pass over what is published by these "
+        "settings from these images",
+    )
     again.add_argument("--restart", action="store_true", help="throw an interrupted run away and begin anew")
     parser.add_argument("--no-activate", action="store_true", help="publish without making the version the active one")
     model = parser.add_argument_group("model")
@@ -185,11 +190,16 @@ def _train_all(
     categories: list[str], configuration: FitConfiguration, device: torch.device, options: argparse.Namespace
 ) -> dict[str, Any]:
     trained: list[dict[str, Any]] = []
+    passed_over: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     statuses: list[int] = []
     for category in categories:
         try:
-            trained.append(_train(category, configuration, device, options))
+            if options.resume and (version := _published(category, configuration, device, options)):
+                say(f"{category}: passed over: version {version} is by these settings from these images")
+                passed_over.append({"category": category, "version": version})
+            else:
+                trained.append(_train(category, configuration, device, options))
         except Exception as error:  # whatever it is, hours of the other categories' training do not depend on it
             status = exit_status(error)
             if status == INTERRUPTED:
@@ -200,12 +210,46 @@ def _train_all(
             say(f"{category}: failed: {reason}")
             failed.append({"category": category, "error": reason})
             statuses.append(FAILED if status is None else status)
-    result = {"trained": trained, "failed": failed}
+    result = {"trained": trained, "passed_over": passed_over, "failed": failed}
     if failed:
         names = ", ".join(entry["category"] for entry in failed)
         status = FAILED if FAILED in statuses else WRONG_INPUT
         raise PartlyFailed(f"{len(failed)} of {len(categories)} categories failed: {names}", result, status)
     return result
+
+
+def _published(
+    category: str, configuration: FitConfiguration, device: torch.device, options: argparse.Namespace
+) -> int | None:
+    """The version that the same settings have made of the same images, unless a run of the category lies there."""
+    from models.artifact import read_manifest
+    from models.detector import configuration_of
+    from models.store import ModelStore, StoreNotFound, UnknownCategory
+    from training.data import open_dataset
+    from training.run_files import CHECKPOINT_FILE
+
+    store = ModelStore(options.models)
+    if any((options.runs / category).rglob(CHECKPOINT_FILE)):
+        return None
+    try:
+        versions = store.versions(category)
+    except (StoreNotFound, UnknownCategory):
+        return None
+    fingerprint = open_dataset(options.data, category, skip_broken=options.skip_broken).fingerprint()
+    plan = configuration.detector.inference.resolved(device)
+    detector = configuration.detector.model_copy(update={"inference": plan})
+    fit = configuration.model_dump(mode="json", exclude={"detector"})
+    for version in reversed(versions):
+        manifest = read_manifest(store.folder(category, version))
+        training = manifest.configuration.get("training")
+        if (
+            manifest.data_fingerprint == fingerprint
+            and isinstance(training, dict)
+            and training.get("fit") == fit
+            and configuration_of(manifest) == detector
+        ):
+            return version
+    return None
 
 
 def _configuration(options: argparse.Namespace) -> FitConfiguration:

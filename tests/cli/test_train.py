@@ -269,6 +269,33 @@ def test_ctrl_c_stops_all(run: Run, several: Path, places: tuple[str, ...], monk
     assert len(seen) == 1
 
 
+def test_all_go_on_with_those_that_are_left(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        shutil.copytree(data / CATEGORY, tmp_path / "data" / name)
+    arguments = ("train", "--all", "--data", str(tmp_path / "data"), *places, "--json", *TINY)
+    reports = []
+
+    def press_in_b(bar: TrainingBar, report: Progress) -> None:
+        reports.append(report)
+        if len(reports) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingBar, "__call__", press_in_b)
+        assert run(*arguments).status == 130
+    again = run(*arguments, "--resume")
+    assert again.status == 0, again.errors
+    assert again.result["passed_over"] == [{"category": "a", "version": 1}]
+    assert "a: passed over: version 1" in again.errors
+    assert [(entry["category"], entry["version"]) for entry in again.result["trained"]] == [("b", 1), ("c", 1)]
+    image = tmp_path / "data" / "c" / "train" / "good" / "000.png"
+    image.unlink()
+    assert [entry["category"] for entry in run(*arguments, "--resume").result["trained"]] == ["c"]
+    assert len(run(*arguments, "--resume", "--seed", "1").result["trained"]) == 3
+
+
 def test_a_broken_file_stops_training_or_is_skipped_and_counted(
     run: Run, data: Path, places: tuple[str, ...], tmp_path: Path
 ) -> None:
