@@ -34,6 +34,8 @@ VALIDITY_REFERENCES = 128  # good images that an image's summary is compared wit
 BANK_SIZE = 4096  # embeddings that a density other than a kernel density is fitted on
 SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
 
+Count = Callable[[str, int, int], None]
+
 
 class FitConfiguration(BaseModel):
     """Everything that decides what a training run makes.
@@ -124,6 +126,7 @@ def fit(
     skip_broken: bool = False,
     stage: Callable[[str], None] = lambda text: None,
     report: Callable[[Progress], None] | None = None,
+    count: Count | None = None,
 ) -> Fitted:
     """Train a detector of ``dataset``'s good images.
 
@@ -133,6 +136,7 @@ def fit(
         skip_broken: pass over files that cannot be read. Copies of an image are passed over in any case.
         stage: told what is being done.
         report: told how stage 1 goes.
+        count: told how stage 2 goes, see ``WindowStream``.
 
     Raises:
         DataError: on images that cannot be read, or too few of them for what is asked.
@@ -161,7 +165,7 @@ def fit(
             threshold_rank(len(calibration_images), configuration.false_reject_rate)
         except ValueError as error:
             raise DataError(str(error)) from error
-    scan = _learn(configuration, images, device, folder, stage, report)
+    scan = _learn(configuration, images, device, folder, stage, report, count)
     stage(f"calibration on {len(calibration_images)} held-out good images")
     contents = [placement.content for placement in compress(loaded.placements, held_out)]
     calibration_set = calibrate(scan, settings.geometry, calibration_images, contents)
@@ -190,6 +194,7 @@ def _learn(
     folder: Path,
     stage: Callable[[str], None],
     report: Callable[[Progress], None] | None,
+    count: Count | None,
 ) -> Scan | Ensemble:
     """Both stages of every member, one after the other."""
     settings = configuration.detector
@@ -219,18 +224,26 @@ def _learn(
         encoder = trainer.run(report)
         stage(f"{which}stage 2: {settings.density.name}")
         member = Scan(settings, encoder, create_density(settings.density, device), device)
-        fit_density(member, trainer.task, images, configuration.bank_size, training.seed)
+        fit_density(member, trainer.task, images, configuration.bank_size, training.seed, count)
         if isinstance(member.density, KernelDensity):
             stage(f"{which}{member.density.summary()}")
         members.append(member)
     return combine(members)
 
 
-def fit_density(scan: Scan, task: PretextTask, images: NDArray[np.uint8], bank_size: int | None, seed: int) -> None:
+def fit_density(
+    scan: Scan,
+    task: PretextTask,
+    images: NDArray[np.uint8],
+    bank_size: int | None,
+    seed: int,
+    count: Count | None = None,
+) -> None:
     """Stage 2: the scan's density learns from the images' embeddings, or adopts the trained task's head.
 
     Args:
         bank_size: as ``FitConfiguration.bank_size``.
+        count: see ``WindowStream``.
 
     Raises:
         TrainingError: if the density cannot learn from these embeddings.
@@ -243,9 +256,9 @@ def fit_density(scan: Scan, task: PretextTask, images: NDArray[np.uint8], bank_s
     size = bank_size_for(scan.configuration.density, bank_size)
     try:
         if isinstance(density, KernelDensity):
-            density.fit_stream(WindowStream(scan, images, size, seed), seed)
+            density.fit_stream(WindowStream(scan, images, size, seed, count), seed)
         else:
-            density.fit(draw_bank(scan, images, size, seed))
+            density.fit(draw_bank(scan, images, size, seed, count))
     except ValueError as error:
         raise TrainingError(f"{scan.configuration.density.name} cannot be fitted: {error}") from error
 
@@ -287,24 +300,34 @@ class WindowStream:
         images: (N, S, S, 3).
         size: how many embeddings; None for those of all windows.
         seed: of the windows.
+        count: told after every image: what is done, how many images, of how many. With a window-by-window encoder on a
+            CPU, an image takes seconds.
     """
 
-    def __init__(self, scan: Scan, images: NDArray[np.uint8], size: int | None, seed: int) -> None:
-        self._scan, self._images, self._seed = scan, images, seed
+    def __init__(
+        self, scan: Scan, images: NDArray[np.uint8], size: int | None, seed: int, count: Count | None = None
+    ) -> None:
+        self._scan, self._images, self._seed, self._count = scan, images, seed, count
+        self._passes = 0
         self._every = scan.configuration.geometry.grid_size**2
         self._of_each = windows_of_each(scan.configuration.geometry, len(images), size)
         self.count, self.dimension = len(images) * self._of_each, scan.encoder.dimension
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         random = np.random.default_rng(self._seed)
-        for image in self._images:
+        self._passes += 1
+        for done, image in enumerate(self._images, start=1):
             embeddings = self._scan.embed(image[None]).flatten(0, 2)
             if self._of_each < self._every:
                 windows = random.choice(self._every, self._of_each, replace=False)
                 embeddings = embeddings[torch.from_numpy(windows).to(self._scan.device)]
+            if self._count is not None:
+                self._count(f"embedding images, pass {self._passes}", done, len(self._images))
             yield embeddings
 
 
-def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int | None, seed: int) -> NDArray[np.float32]:
+def draw_bank(
+    scan: Scan, images: NDArray[np.uint8], size: int | None, seed: int, count: Count | None = None
+) -> NDArray[np.float32]:
     """The embeddings of ``WindowStream``, (n, D)."""
-    return np.concatenate([part.cpu().numpy() for part in WindowStream(scan, images, size, seed)])
+    return np.concatenate([part.cpu().numpy() for part in WindowStream(scan, images, size, seed, count)])

@@ -178,6 +178,7 @@ def _fit_and_publish(
             skip_broken=options.skip_broken,
             stage=lambda text: say(f"{category}: {text}"),
             report=bar,
+            count=bar.count,
         )
     for path, reason in skipped:
         say(f"skipped {path}: {reason}")

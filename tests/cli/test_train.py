@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -202,6 +203,20 @@ def test_a_bar_is_drawn_from_the_first_report_on(monkeypatch: pytest.MonkeyPatch
         bar(Progress(step=1, steps=7, loss=0.5, accuracy=0.5, images_per_second=1, seconds_left=6))
     assert "training" in screen.getvalue()
     assert "1/7" in screen.getvalue()
+
+
+def test_a_log_file_gets_a_line_of_what_is_counted_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.0, 10.0, 40.0, 41.0, 50.0])
+    monkeypatch.setattr("cli.progress.time", SimpleNamespace(monotonic=lambda: next(times)))
+    screen = io.StringIO()
+    monkeypatch.setattr("cli.progress.console", Console(file=screen, width=120))
+    with training_bar() as bar:
+        for done in (1, 2, 3):
+            bar.count("embedding images, pass 1", done, 9)
+    assert screen.getvalue().split("\n")[0] == "embedding images, pass 1: 2 of 9"
+    assert screen.getvalue().count(" of 9") == 1
 
 
 def test_train_all(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:

@@ -466,6 +466,13 @@ def test_a_letterboxed_fit_calibrates_on_the_held_out_images_as_they_lie(data: P
         assert any(pair == approx([image_score, maximum]) for pair in zip(scores, maxima, strict=True))
 
 
+def test_stage_2_says_how_far_it_is(data: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    run_fit(data, tmp_path / "run", count=lambda *counted: told.append(counted))
+    images = IMAGES - HELD_OUT
+    assert told[:images] == [("embedding images, pass 1", done, images) for done in range(1, images + 1)]
+
+
 def test_a_kernel_density_learns_from_all_windows_and_says_what_it_made(data: Path, tmp_path: Path) -> None:
     told: list[str] = []
     detector = run_fit(data, tmp_path / "run", make_configuration(bank_size=None), stage=told.append).detector
