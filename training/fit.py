@@ -24,11 +24,20 @@ from models.densities import (
     create_density,
 )
 from models.detector import Detector, DetectorConfiguration, Ensemble, Scan, combine, member_folder
+from models.encoders import create_encoder
 from models.geometry import ScanGeometry
+from models.inference import InferenceError, embedder, network_of
 from models.validity import Validity, blank_frames
 from training.data import DataError, Dataset, load_images, split_calibration
 from training.pretext import PretextConfiguration, PretextTask, Rotation, RotationTasks
-from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingError, check_crop
+from training.trainer import (
+    Progress,
+    Trainer,
+    TrainingConfiguration,
+    TrainingError,
+    TrainingSettingsError,
+    check_crop,
+)
 
 VALIDITY_REFERENCES = 128  # good images that an image's summary is compared with; more are slower and tell no more
 BANK_SIZE = 4096  # embeddings that a density other than a kernel density is fitted on
@@ -140,6 +149,7 @@ def fit(
 
     Raises:
         DataError: on images that cannot be read, or too few of them for what is asked.
+        TrainingSettingsError: on settings that do not fit together, or a plan that does not run on the device.
         TrainingError, TrainingInterrupted: see ``Trainer.run``; also where the density cannot learn from embeddings,
             such as those of an encoder that has collapsed.
     """
@@ -198,6 +208,7 @@ def _learn(
 ) -> Scan | Ensemble:
     """Both stages of every member, one after the other."""
     settings = configuration.detector
+    _check_runs(settings, device)
     trainings = configuration.members
     folders = [member_folder(folder, number) for number in range(len(trainings))]
 
@@ -229,6 +240,16 @@ def _learn(
             stage(f"{which}{member.density.summary()}")
         members.append(member)
     return combine(members)
+
+
+def _check_runs(settings: DetectorConfiguration, device: torch.device) -> None:
+    """Refuse what will not scan here, before hours of training: a geometry that the encoder does not take, a plan."""
+    plan = settings.inference.resolved(device)
+    try:
+        encoder = create_encoder(settings.encoder, settings.geometry).eval().to(device)
+        embedder(network_of(encoder, plan), plan, device)
+    except (ValueError, InferenceError) as error:
+        raise TrainingSettingsError(str(error)) from error
 
 
 def fit_density(

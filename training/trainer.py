@@ -74,7 +74,7 @@ class TrainingConfiguration(BaseModel):
     weight_decay: float = Field(default=3e-4, ge=0, allow_inf_nan=False)
     precision: Literal["auto", Precision] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)  # what torch takes
-    checkpoint_seconds: float = Field(default=60, gt=0)
+    checkpoint_seconds: float = Field(default=60, gt=0, allow_inf_nan=False)
     log_steps: int = Field(default=10, ge=1)
 
     @model_validator(mode="before")

@@ -115,6 +115,11 @@ def test_arguments_that_cannot_be_read(
             ("train", CATEGORY, "--data", "{data}", "--set", "detector.density.score=upright"),
             ("detector.density", "'score'", "neighbours"),
         ),
+        (("train", CATEGORY, "--data", "{data}", "--stride", "8"), ("stride 4, not 32 at stride 8", "another encoder")),
+        (
+            ("train", CATEGORY, "--data", "{data}", "--set", "detector.inference.engine=cuda_graph"),
+            ("cuda_graph", "needs a CUDA GPU"),
+        ),
         (("train", CATEGORY, "--data", "{data}", "--crop-patches", "9"), ("crop_patches", "9", "at most 8")),
         (("evaluate", "lid", "--data", "{data}", "--models", "{models}", "--out", "{empty}"), ("'lid'", CATEGORY)),
         (("evaluate", CATEGORY, "--data", "{data}", "--models", MISSING, "--out", "{empty}"), (MISSING,)),

@@ -126,6 +126,7 @@ def test_the_seed_decides_the_run(tmp_path: Path, pretext: Any) -> None:
         {"precision": "float16"},
         {"seed": -1},
         {"checkpoint_seconds": 0},
+        {"checkpoint_seconds": float("inf")},
         {"log_steps": 0},
         {"epochs": 1},
     ],
