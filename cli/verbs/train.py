@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Train one category, or all of them one after the other.
 
     Raises:
-        PartlyFailed: after all others, where one of all failed.
+        PartlyFailed: after all others, where one of all failed, or at once where all were interrupted.
     """
     from models.device import resolve_device, set_threads
     from training.data import find_categories
@@ -69,6 +69,7 @@ def _train_all(
     trained: list[dict[str, Any]] = []
     passed_over: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
+    result = {"trained": trained, "passed_over": passed_over, "failed": failed}
     statuses: list[int] = []
     for category in categories:
         try:
@@ -77,17 +78,16 @@ def _train_all(
                 passed_over.append({"category": category, "version": version})
             else:
                 trained.append(_train(category, configuration, device, options))
-        except Exception as error:  # whatever it is, hours of the other categories' training do not depend on it
+        except (Exception, KeyboardInterrupt) as error:  # whatever it is, hours of the other categories are not lost
             status = exit_status(error)
             if status == INTERRUPTED:
-                raise
+                raise PartlyFailed(sentence(error), result, INTERRUPTED) from error
             if status is None:
                 traceback.print_exception(error)
             reason = f"{type(error).__name__}: {error}" if status is None else sentence(error)
             say(f"{category}: failed: {reason}")
             failed.append({"category": category, "error": reason})
             statuses.append(FAILED if status is None else status)
-    result = {"trained": trained, "passed_over": passed_over, "failed": failed}
     if failed:
         names = ", ".join(entry["category"] for entry in failed)
         status = FAILED if FAILED in statuses else WRONG_INPUT
