@@ -42,6 +42,7 @@ from training.trainer import (
 VALIDITY_REFERENCES = 128  # good images that an image's summary is compared with; more are slower and tell no more
 BANK_SIZE = 4096  # embeddings that a density other than a kernel density is fitted on
 SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
+ADVISED = 20  # and as many for a threshold that means something
 
 Count = Callable[[str, int, int], None]
 
@@ -162,8 +163,10 @@ def fit(
     if len(loaded.paths) < SMALLEST_DATASET:
         raise DataError(
             f"{dataset.root} has {len(loaded.paths)} readable good images of {dataset.category}, copies aside; at "
-            f"least {SMALLEST_DATASET} are needed, 20 or more advised"
+            f"least {SMALLEST_DATASET} are needed, {ADVISED} or more advised"
         )
+    if len(loaded.paths) < ADVISED:
+        stage(f"warning: {len(loaded.paths)} good images are few for a threshold; {ADVISED} or more are advised")
     # Now, while the files are as they were read: in hours of training they may change.
     fingerprint = replace(dataset, train=loaded.paths).fingerprint()
     _, calibration_paths = configuration.split(loaded.paths)

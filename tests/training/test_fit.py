@@ -33,6 +33,7 @@ from tests.training.fit_support import (
 )
 from training.data import DataError, open_dataset
 from training.fit import (
+    ADVISED,
     SMALLEST_DATASET,
     FitConfiguration,
 )
@@ -162,6 +163,18 @@ def test_too_few_images_are_refused(data: Path, tmp_path: Path) -> None:
     assert_untouched(tmp_path / "run")
     write(paths[-1], pixels(99))
     assert len(run_fit(data, tmp_path / "run").detector.calibration) == SMALLEST_DATASET // 4
+
+
+def test_few_images_are_told(data: Path, tmp_path: Path) -> None:
+    def told(name: str) -> list[str]:
+        stages: list[str] = []
+        run_fit(data, tmp_path / name, stage=stages.append)
+        return [text for text in stages if "warning" in text]
+
+    assert told("few") == [f"warning: {IMAGES} good images are few for a threshold; {ADVISED} or more are advised"]
+    for seed in range(IMAGES, ADVISED):
+        write(data / f"{seed:03d}.png", pixels(seed))
+    assert told("enough") == []
 
 
 def test_images_that_cannot_be_read_do_not_count_as_enough(data: Path, tmp_path: Path) -> None:
