@@ -56,6 +56,14 @@ def test_evaluate(run: Run, data: Path, own_models: Path, tmp_path: Path) -> Non
     assert ModelStore(own_models).records(CATEGORY, 1) == {"metrics": outcome.result}
 
 
+def test_evaluate_judges_by_the_operation_in_force(run: Run, data: Path, own_models: Path, tmp_path: Path) -> None:
+    assert run("models", "operation", CATEGORY, "--models", own_models, "--false-reject-rate", "0.5").status == 0
+    arguments = ("--data", data, "--models", own_models, "--out", tmp_path / "report", "--json", *COMPUTE)
+    outcome = run("evaluate", CATEGORY, *arguments)
+    assert outcome.status == 0, outcome.errors
+    assert (outcome.result["operation"], outcome.result["operating_point"]["false_reject_rate"]) == (1, 0.5)
+
+
 def test_evaluate_takes_the_categorys_own_folder_and_a_version(
     run: Run, data: Path, own_models: Path, tmp_path: Path
 ) -> None:
