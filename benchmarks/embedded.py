@@ -29,7 +29,7 @@ from models.detector import Detector
 from models.heatmap import peak_window
 from models.store_files import write_file
 from training.bootstrap import Wins
-from training.data import GOOD, DataError, load_images, load_mask, open_dataset
+from training.data import GOOD, DataError, Dataset, load_images, load_mask, open_dataset
 from training.evaluation import shown_pixels
 from training.fit import FitConfiguration, WindowStream
 
@@ -82,7 +82,6 @@ class Embedded:
         digest = detector.manifest.digest if detector.manifest else None
         self._claim({"detector": digest, "limit": limit, "part": part, **settings})
         dataset = open_dataset(data, detector.category)
-        fitting, _ = FitConfiguration.model_validate(detector.training["fit"]).split(dataset.train)
         samples = dataset.test if limit is None else dataset.test[:: -(-len(dataset.test) // limit)]
         shown = load_images(
             [sample.path for sample in samples],
@@ -98,7 +97,7 @@ class Embedded:
             raise DataError(f"{dataset.root}: a study of pixels needs the ground truth of every defective image")
         windows = self.geometry.grid_size**2
         self.test = self._kept("test", lambda: shown.images).reshape(len(samples), windows, -1)
-        self.bank = self._kept("bank", lambda: self._load(fitting), part)
+        self.bank = self._kept("bank", lambda: self._fitted_on(dataset), part)
 
     def _claim(self, identity: dict[str, Any]) -> None:
         path = self.folder / "study.json"
@@ -107,8 +106,13 @@ class Embedded:
             raise DataError(f"{self.folder} belongs to {found}, not to {identity}; name another folder (--out)")
         write_file(path, json.dumps(identity) + "\n")
 
-    def _load(self, paths: Sequence[Path]) -> NDArray[np.uint8]:
-        return load_images(paths, size=self.geometry.image_size, mode=self.scan.configuration.resize).images
+    def _fitted_on(self, dataset: Dataset) -> NDArray[np.uint8]:
+        """The good images that the detector was fitted on, as ``fit`` chose them: (N, S, S, 3)."""
+        good = load_images(dataset.train, size=self.geometry.image_size, mode=self.scan.configuration.resize)
+        good = good.without_copies()
+        fitting, _ = FitConfiguration.model_validate(self.detector.training["fit"]).split(good.paths)
+        chosen = set(fitting)
+        return good.images[[path in chosen for path in good.paths]]
 
     def _kept(self, name: str, images: Callable[[], NDArray[np.uint8]], size: int | None = None) -> Floats:
         """Embeddings of about ``size`` windows of images, or of all, from disk where they are there already."""

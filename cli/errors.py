@@ -66,6 +66,8 @@ def sentence(error: BaseException) -> str:
         return "; ".join(_problem(one) for one in error.errors() if one["type"] != "default_factory_not_called")
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     if _room_missing(error):
         return f"{error}: this is a serving image, without what trains; use a full installation"
     return str(error)

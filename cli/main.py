@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import signal
 import sys
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 when the work failed; 2 for wrong arguments or input, even in part; 130 when interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names are any bytes: none may end a verb halfway
+        sys.stdout.reconfigure(errors="backslashreplace")
     wait_briefly()  # a verb's module imports torch
     keep_freed_memory()
     options = _parser(arguments).parse_args(arguments)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 DEFAULT_MODELS = Path("artifacts")
 
@@ -67,27 +64,24 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 
 def positive_integer(text: str) -> int:
     """An argument that must be a whole number above 0."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return value
 
 
-def member(
-    kind: str,
-    default: str,
-    registry: Mapping[str, type[BaseModel]],
-    options: argparse.Namespace,
-    apart: Collection[str] = (),
-) -> dict[str, Any]:
+def member(kind: str, default: str, registry: Mapping[str, object], options: argparse.Namespace) -> dict[str, Any]:
     """The configuration of one member of a registry, as far as options give it.
 
     Args:
         kind: what the registry holds; the option of this name chooses among it.
         default: the member where none is chosen.
         registry: the members' configurations by name.
-        options: those called as a setting of any member give it, so that what the chosen one does not have is refused.
-        apart: settings that the options of that name do not mean.
+        options: those with the destination ``kind.SETTING`` give a setting, of whichever member; what the chosen one
+            does not have is for its configuration to refuse.
 
     Raises:
         UsageError: if there is no such member.
@@ -95,9 +89,5 @@ def member(
     name = getattr(options, kind) or default
     if name not in registry:
         raise UsageError(f"--{kind} {name!r} is unknown; accepted: {', '.join(sorted(registry))}")
-    settings = {setting for configuration in registry.values() for setting in configuration.model_fields} - {
-        "name",
-        *apart,
-    }
-    given = {setting: getattr(options, setting, None) for setting in sorted(settings)}
+    given = {to.removeprefix(f"{kind}."): value for to, value in vars(options).items() if to.startswith(f"{kind}.")}
     return {"name": name, **{setting: value for setting, value in given.items() if value is not None}}

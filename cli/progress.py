@@ -45,11 +45,12 @@ def _bars(last: ProgressColumn) -> Progress:
 
 
 class TrainingBar:
-    """Step, loss, accuracy, images per second and time left of stage 1."""
+    """Step, loss, accuracy, images per second and time left of stage 1; beside it what else is counted."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: TaskID | None = None  # a run of no step has no bar
+        self._counted: dict[str, TaskID] = {}
         self._said = time.monotonic()
 
     def __call__(self, report: TrainingProgress) -> None:
@@ -60,9 +61,19 @@ class TrainingBar:
         if self._task is None:
             self._task = self._progress.add_task("training", detail=detail)
         self._progress.update(self._task, completed=report.step, total=report.steps, detail=detail)
-        # A log file has no bar; it gets a line now and then.
-        if not console.is_terminal and (time.monotonic() - self._said > LINE_SECONDS or report.step == report.steps):
-            say(f"step {report.step} of {report.steps}  {detail}")
+        self._line(f"step {report.step} of {report.steps}  {detail}", report.step == report.steps)
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """Show how much of something is done."""
+        if what not in self._counted:
+            self._counted[what] = self._progress.add_task(what, total=total, detail="")
+        self._progress.update(self._counted[what], completed=done)
+        self._line(f"{what}: {done} of {total}")
+
+    def _line(self, text: str, last: bool = False) -> None:
+        """A log file has no bar; it gets a line now and then."""
+        if not console.is_terminal and (last or time.monotonic() - self._said > LINE_SECONDS):
+            say(text)
             self._said = time.monotonic()
 
 

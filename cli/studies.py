@@ -28,6 +28,12 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=SIZES, default="cpu", help="what it may cost (default: %(default)s)")
     parser.add_argument("--steps", type=positive_integer, help="of each training (default: the size's)")
     parser.add_argument("--learning-rate", type=float, help="at the beginning of each (default: the size's)")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of each training; auto is bfloat16 where the device computes in it (default: %(default)s)",
+    )
     parser.add_argument("--seeds", type=positive_integer, help="trainings of each (default: the size's)")
     parser.add_argument("--workers", type=positive_integer, help="processes (default: one for each GPU, or one)")
     parser.add_argument(
@@ -74,9 +80,13 @@ def chosen(
 
 
 def size_of(sizes: Mapping[str, Size], options: argparse.Namespace) -> Size:
-    """The size that was asked for, with the schedule that was."""
+    """The size that was asked for, with the schedule that was, in the precision that is meant on this machine."""
+    from models.device import resolve_device
+    from training.trainer import resolve_precision
+
     size = sizes[options.size]
-    return type(size).model_validate({**size.model_dump(), **_schedule(options)})
+    precision = resolve_precision(options.precision, resolve_device(options.device))
+    return type(size).model_validate({**size.model_dump(), **_schedule(options), "precision": precision})
 
 
 def title(study: Study, options: argparse.Namespace) -> str:

@@ -57,7 +57,7 @@ class Dataset:
         for path in sorted(self.train):
             with path.open("rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(self.root).as_posix()}\0{content}\n".encode())
+            digest.update(os.fsencode(f"{path.relative_to(self.root).as_posix()}\0{content}\n"))
         return digest.hexdigest()
 
 
@@ -69,13 +69,33 @@ class LoadedImages:
         images: (N, size, size, 3) uint8 RGB, in the order of the paths asked for.
         paths: the N paths that were read.
         placements: how each original lies in its square.
-        skipped: paths that could not be read, with the reason; only under ``skip_broken``.
+        skipped: paths that were passed over, with the reason: those that could not be read, under ``skip_broken``, and
+            copies.
     """
 
     images: NDArray[np.uint8]
     paths: tuple[Path, ...]
     placements: tuple[Placement, ...]
     skipped: tuple[tuple[Path, str], ...]
+
+    def without_copies(self) -> LoadedImages:
+        """These, but of images with the same pixels only the first; the others are among the skipped."""
+        first: dict[bytes, int] = {}
+        kept, skipped = [], []
+        for number, (image, path) in enumerate(zip(self.images, self.paths, strict=True)):
+            original = first.setdefault(hashlib.sha256(image.tobytes()).digest(), number)
+            if original == number:
+                kept.append(number)
+            else:
+                skipped.append((path, f"shows the same, pixel by pixel, as {self.paths[original]}"))
+        if not skipped:
+            return self
+        return LoadedImages(
+            self.images[kept],
+            tuple(self.paths[number] for number in kept),
+            tuple(self.placements[number] for number in kept),
+            (*self.skipped, *skipped),
+        )
 
 
 def find_categories(data: Path) -> list[str]:

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from models.artifact import LIBRARIES
 from models.detector import Detector
 from models.images import ImageError, Placement, ResizeMode, place_image, read_image
+from models.operation import Operation
 from models.prediction import Prediction, Verdict
+from models.region_of_interest import RegionOfInterest
 from training.data import GOOD, DataError, Dataset, Sample, load_mask
 from training.metrics import RankedPixels, auroc, auroc_interval, average_precision, f1_max
 from training.plots import Tile, roc_plot, score_histogram, sheet
@@ -38,20 +40,27 @@ Bools = NDArray[np.bool_]
 
 
 def evaluate(
-    detector: Detector, dataset: Dataset, out: Path, *, skip_broken: bool = False, progress: Progress | None = None
+    detector: Detector,
+    dataset: Dataset,
+    out: Path,
+    *,
+    operation: Operation | None = None,
+    skip_broken: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score the test images and write metrics.json, images.csv, roc.png, scores.png and sheet.png into ``out``.
 
     Pixel metrics are taken at the anomaly map's resolution, over the pixels that show the image (not the padding of a
-    letter-box); defective images without ground truth stay out of them. A metric that these images do not define is
-    None, with the reason under "unavailable". A false reject is a good image called defective, an escape a defective
-    one called good; an image sent to review, or taken for none of the product, is neither, and is counted in
-    "review_rate" or "invalid_rate".
+    letter-box) and lie in the region of interest, if there is one; defective images without ground truth stay out of
+    them. A metric that these images do not define is None, with the reason under "unavailable". A false reject is a
+    good image called defective, an escape a defective one called good; an image sent to review, or taken for none of
+    the product, is neither, and is counted in "review_rate" or "invalid_rate".
 
     Args:
-        detector: its operating point decides.
+        detector: which.
         dataset: its test samples are scored; the rest is not looked at.
         out: folder for the files, made if missing; those of an earlier evaluation are replaced once all are ready.
+        operation: what decides; the detector's own if None.
         skip_broken: leave out images and masks that cannot be read, and list them, instead of stopping.
         progress: called with what is done, how many, of how many.
 
@@ -67,7 +76,8 @@ def evaluate(
             f"good ones in test/{GOOD}, defective ones in test/<defect>, and their masks in "
             "ground_truth/<defect>/<name>_mask.png"
         )
-    results = _score(detector, dataset, skip_broken, progress)
+    operation = operation or detector.own_operation
+    results = _score(detector, dataset, operation, skip_broken, progress)
     content = _metrics(detector, results)
     figures = _figures(detector, results, content)
     _write(out, content, results, dataset.root, figures)
@@ -94,9 +104,10 @@ class _Results:
     region_counts: list[int]
     maps: NDArray[np.float32]  # (N, S, S)
     masks: Bools  # (N, S, S)
-    counted: Bools | None  # (N, S, S), False in the padding; None without padding
+    counted: Bools | None  # (N, S, S), False in the padding and outside the region of interest; None without either
     skipped: list[tuple[Path, str]]
     seconds: float  # spent in the detector
+    operation: Operation  # that decided
 
     @property
     def defective(self) -> Bools:
@@ -108,7 +119,9 @@ class _Results:
         return ~self.defective | self.masks.any(axis=(1, 2))
 
 
-def _score(detector: Detector, dataset: Dataset, skip_broken: bool, progress: Progress | None) -> _Results:
+def _score(
+    detector: Detector, dataset: Dataset, operation: Operation, skip_broken: bool, progress: Progress | None
+) -> _Results:
     samples: list[Sample] = []
     predictions: list[Prediction] = []
     masks: list[Bools] = []
@@ -128,7 +141,7 @@ def _score(detector: Detector, dataset: Dataset, skip_broken: bool, progress: Pr
             masks.append(mask)
             samples.append(sample)
         began = time.perf_counter()
-        predictions += detector.predict(images)
+        predictions += detector.predict(images, operation)
         seconds += time.perf_counter() - began
         if progress is not None:
             progress("scoring", min(start + BATCH, len(dataset.test)), len(dataset.test))
@@ -142,12 +155,22 @@ def _score(detector: Detector, dataset: Dataset, skip_broken: bool, progress: Pr
         region_counts=[len(prediction.regions) for prediction in predictions],
         maps=np.stack([prediction.anomaly_map for prediction in predictions]),
         masks=np.stack(masks),
-        counted=shown_pixels([prediction.placement for prediction in predictions])
-        if _resize_mode(detector) == "letterbox"
-        else None,
+        counted=_counted(detector, [prediction.placement for prediction in predictions], operation.region_of_interest),
         skipped=skipped,
         seconds=seconds,
+        operation=operation,
     )
+
+
+def _counted(detector: Detector, placements: Sequence[Placement], region: RegionOfInterest | None) -> Bools | None:
+    """Which pixels of the detector's input count, (N, S, S); None where all of them do."""
+    if region is None:
+        return shown_pixels(placements) if _resize_mode(detector) == "letterbox" else None
+    counted = shown_pixels(placements)
+    for pixels, placement in zip(counted, placements, strict=True):
+        inside = placement.crop(pixels)
+        inside[...] = region.over(*inside.shape)
+    return counted
 
 
 def _resize_mode(detector: Detector) -> ResizeMode:
@@ -189,7 +212,8 @@ def _metrics(detector: Detector, results: _Results) -> dict[str, Any]:
             name: _of_defect(name, results, verdicts)
             for name in sorted({sample.defect for sample in results.samples} - {GOOD})
         },
-        "operating_point": detector.operating_point.model_dump(mode="json"),
+        "operation": results.operation.number,
+        "operating_point": results.operation.operating_point.model_dump(mode="json"),
         "counts": {
             "good": int(good.sum()),
             "defective": int(defective.sum()),
@@ -232,8 +256,8 @@ def _rank(results: _Results, chosen: Bools) -> RankedPixels | None:
     """The pixels of the chosen images, where they are of both kinds."""
     counted = None if results.counted is None else results.counted[chosen]
     maps, masks = results.maps[chosen], results.masks[chosen]
-    normal = ~masks if counted is None else ~masks & counted
-    return RankedPixels(maps, masks, counted) if masks.any() and normal.any() else None
+    normal, defective = (~masks, masks) if counted is None else (~masks & counted, masks & counted)
+    return RankedPixels(maps, masks, counted) if defective.any() and normal.any() else None
 
 
 def _of_defect(name: str, results: _Results, verdicts: NDArray[Any]) -> dict[str, Any]:
@@ -263,7 +287,7 @@ def _libraries() -> dict[str, str]:
 
 
 def _figures(detector: Detector, results: _Results, content: dict[str, Any]) -> dict[str, Figure]:
-    labels, scores, point = results.defective, results.image_scores, detector.operating_point
+    labels, scores, point = results.defective, results.image_scores, results.operation.operating_point
     name = detector.category if detector.version is None else f"{detector.category}, version {detector.version}"
     figures = {
         HISTOGRAM: score_histogram(labels, scores, point, name),
@@ -313,7 +337,7 @@ def _write(out: Path, content: dict[str, Any], results: _Results, root: Path, fi
 
 
 def _write_csv(path: Path, results: _Results, root: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # file names are any bytes
         writer = csv.writer(file)
         writer.writerow(["path", "defect", "image_score", "p_value", "verdict", "regions"])
         rows = zip(

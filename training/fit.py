@@ -25,16 +25,28 @@ from models.densities import (
     create_density,
 )
 from models.detector import Detector, member_folder
+from models.encoders import create_encoder
 from models.geometry import ScanGeometry
+from models.inference import InferenceError, embedder, network_of
 from models.scan import Ensemble, Scan, combine
 from models.validity import Validity, blank_frames
 from training.data import DataError, Dataset, load_images, split_calibration
 from training.pretext import PretextConfiguration, PretextTask, Rotation, RotationTasks
-from training.trainer import Progress, Trainer, TrainingConfiguration, TrainingError, check_crop
+from training.trainer import (
+    Progress,
+    Trainer,
+    TrainingConfiguration,
+    TrainingError,
+    TrainingSettingsError,
+    check_crop,
+)
 
 VALIDITY_REFERENCES = 128  # good images that an image's summary is compared with; more are slower and tell no more
 BANK_SIZE = 4096  # embeddings that a density other than a kernel density is fitted on
 SMALLEST_DATASET = 8  # good images; fewer leave a calibration of one image and a density that has seen nothing
+ADVISED = 20  # and as many for a threshold that means something
+
+Count = Callable[[str, int, int], None]
 
 
 class FitConfiguration(BaseModel):
@@ -126,31 +138,37 @@ def fit(
     skip_broken: bool = False,
     stage: Callable[[str], None] = lambda text: None,
     report: Callable[[Progress], None] | None = None,
+    count: Count | None = None,
 ) -> Fitted:
     """Train a detector of ``dataset``'s good images.
 
     Args:
         folder: the run's folder; a checkpoint that lies there is resumed. An ensemble's members are trained one after
             the other, all but the first in a folder of its own below; one whose checkpoint is finished is only read.
-        skip_broken: pass over files that cannot be read.
+        skip_broken: pass over files that cannot be read. Copies of an image are passed over in any case.
         stage: told what is being done.
         report: told how stage 1 goes.
+        count: told how stage 2 goes, see ``WindowStream``.
 
     Raises:
         DataError: on images that cannot be read, or too few of them for what is asked.
+        TrainingSettingsError: on settings that do not fit together, or a plan that does not run on the device.
         TrainingError, TrainingInterrupted: see ``Trainer.run``; also where the density cannot learn from embeddings,
             such as those of an encoder that has collapsed.
     """
     settings = configuration.detector
     stage(f"reading {len(dataset.train)} good images")
+    # A copy among the calibration images would be judged by a detector that has learned it.
     loaded = load_images(
         dataset.train, size=settings.geometry.image_size, mode=settings.resize, skip_broken=skip_broken
-    )
+    ).without_copies()
     if len(loaded.paths) < SMALLEST_DATASET:
         raise DataError(
-            f"{dataset.root} has {len(loaded.paths)} readable good images of {dataset.category}; at least "
-            f"{SMALLEST_DATASET} are needed, 20 or more advised"
+            f"{dataset.root} has {len(loaded.paths)} readable good images of {dataset.category}, copies aside; at "
+            f"least {SMALLEST_DATASET} are needed, {ADVISED} or more advised"
         )
+    if len(loaded.paths) < ADVISED:
+        stage(f"warning: {len(loaded.paths)} good images are few for a threshold; {ADVISED} or more are advised")
     # Now, while the files are as they were read: in hours of training they may change.
     fingerprint = replace(dataset, train=loaded.paths).fingerprint()
     _, calibration_paths = configuration.split(loaded.paths)
@@ -162,7 +180,7 @@ def fit(
             threshold_rank(len(calibration_images), configuration.false_reject_rate)
         except ValueError as error:
             raise DataError(str(error)) from error
-    scan = _learn(configuration, images, device, folder, stage, report)
+    scan = _learn(configuration, images, device, folder, stage, report, count)
     stage(f"calibration on {len(calibration_images)} held-out good images")
     contents = [placement.content for placement in compress(loaded.placements, held_out)]
     calibration_set = calibrate(scan, settings.geometry, calibration_images, contents)
@@ -191,9 +209,11 @@ def _learn(
     folder: Path,
     stage: Callable[[str], None],
     report: Callable[[Progress], None] | None,
+    count: Count | None,
 ) -> Scan | Ensemble:
     """Both stages of every member, one after the other."""
     settings = configuration.detector
+    _check_runs(settings, device)
     trainings = configuration.members
     folders = [member_folder(folder, number) for number in range(len(trainings))]
 
@@ -220,18 +240,36 @@ def _learn(
         encoder = trainer.run(report)
         stage(f"{which}stage 2: {settings.density.name}")
         member = Scan(settings, encoder, create_density(settings.density, device), device)
-        fit_density(member, trainer.task, images, configuration.bank_size, training.seed)
+        fit_density(member, trainer.task, images, configuration.bank_size, training.seed, count)
         if isinstance(member.density, KernelDensity):
             stage(f"{which}{member.density.summary()}")
         members.append(member)
     return combine(members)
 
 
-def fit_density(scan: Scan, task: PretextTask, images: NDArray[np.uint8], bank_size: int | None, seed: int) -> None:
+def _check_runs(settings: DetectorConfiguration, device: torch.device) -> None:
+    """Refuse what will not scan here, before hours of training: a geometry that the encoder does not take, a plan."""
+    plan = settings.inference.resolved(device)
+    try:
+        encoder = create_encoder(settings.encoder, settings.geometry).eval().to(device)
+        embedder(network_of(encoder, plan), plan, device)
+    except (ValueError, InferenceError) as error:
+        raise TrainingSettingsError(str(error)) from error
+
+
+def fit_density(
+    scan: Scan,
+    task: PretextTask,
+    images: NDArray[np.uint8],
+    bank_size: int | None,
+    seed: int,
+    count: Count | None = None,
+) -> None:
     """Stage 2: the scan's density learns from the images' embeddings, or adopts the trained task's head.
 
     Args:
         bank_size: as ``FitConfiguration.bank_size``.
+        count: see ``WindowStream``.
 
     Raises:
         TrainingError: if the density cannot learn from these embeddings.
@@ -244,9 +282,9 @@ def fit_density(scan: Scan, task: PretextTask, images: NDArray[np.uint8], bank_s
     size = bank_size_for(scan.configuration.density, bank_size)
     try:
         if isinstance(density, KernelDensity):
-            density.fit_stream(WindowStream(scan, images, size, seed), seed)
+            density.fit_stream(WindowStream(scan, images, size, seed, count), seed)
         else:
-            density.fit(draw_bank(scan, images, size, seed))
+            density.fit(draw_bank(scan, images, size, seed, count))
     except ValueError as error:
         raise TrainingError(f"{scan.configuration.density.name} cannot be fitted: {error}") from error
 
@@ -288,24 +326,34 @@ class WindowStream:
         images: (N, S, S, 3).
         size: how many embeddings; None for those of all windows.
         seed: of the windows.
+        count: told after every image: what is done, how many images, of how many. With a window-by-window encoder on a
+            CPU, an image takes seconds.
     """
 
-    def __init__(self, scan: Scan, images: NDArray[np.uint8], size: int | None, seed: int) -> None:
-        self._scan, self._images, self._seed = scan, images, seed
+    def __init__(
+        self, scan: Scan, images: NDArray[np.uint8], size: int | None, seed: int, count: Count | None = None
+    ) -> None:
+        self._scan, self._images, self._seed, self._count = scan, images, seed, count
+        self._passes = 0
         self._every = scan.configuration.geometry.grid_size**2
         self._of_each = windows_of_each(scan.configuration.geometry, len(images), size)
         self.count, self.dimension = len(images) * self._of_each, scan.encoder.dimension
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         random = np.random.default_rng(self._seed)
-        for image in self._images:
+        self._passes += 1
+        for done, image in enumerate(self._images, start=1):
             embeddings = self._scan.embed(image[None]).flatten(0, 2)
             if self._of_each < self._every:
                 windows = random.choice(self._every, self._of_each, replace=False)
                 embeddings = embeddings[torch.from_numpy(windows).to(self._scan.device)]
+            if self._count is not None:
+                self._count(f"embedding images, pass {self._passes}", done, len(self._images))
             yield embeddings
 
 
-def draw_bank(scan: Scan, images: NDArray[np.uint8], size: int | None, seed: int) -> NDArray[np.float32]:
+def draw_bank(
+    scan: Scan, images: NDArray[np.uint8], size: int | None, seed: int, count: Count | None = None
+) -> NDArray[np.float32]:
     """The embeddings of ``WindowStream``, (n, D)."""
-    return np.concatenate([part.cpu().numpy() for part in WindowStream(scan, images, size, seed)])
+    return np.concatenate([part.cpu().numpy() for part in WindowStream(scan, images, size, seed, count)])

@@ -129,7 +129,9 @@ def sheet(rows: Sequence[tuple[str, Sequence[Tile]]], pixel_threshold: float, ti
         bottom = ROW_HEIGHT * (row + 1)
         axes.text(0, bottom - 2 - 2.5 * LINE_HEIGHT, heading, fontsize=9, weight="bold")
         for column, tile in enumerate(tiles):
-            axes.text(column, bottom - 2 - LINE_HEIGHT / 3, tile.title, fontsize=7, linespacing=1.1)
+            # File names, which may be no UTF-8 and may hold the dollars that begin a formula.
+            title = tile.title.encode(errors="replace").decode()
+            axes.text(column, bottom - 2 - LINE_HEIGHT / 3, title, fontsize=7, linespacing=1.1, parse_math=False)
             _draw(axes, tile.image, tile.mask, column, bottom - 2)
             _draw(axes, _overlay(tile, scale, low, pixel_threshold), tile.mask, column, bottom - 1)
     bar = figure.colorbar(scale, ax=axes, shrink=0.4, aspect=30)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import pickle
 import signal
 import threading
@@ -13,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 from models.device import computes_bfloat16
 from models.encoders import Encoder, EncoderConfiguration, as_input, create_encoder
 from models.geometry import ScanGeometry
+from training.claim import differences
 from training.presets import PRESETS
 from training.pretext import (
     CutPasteConfiguration,
@@ -32,9 +32,9 @@ from training.pretext import (
     PretextConfiguration,
     create_pretext,
 )
+from training.run_files import CHECKPOINT_FILE, append_log, trim_log, write_checkpoint
 
-CHECKPOINT_FILE = "checkpoint.pt"
-LOG_FILE = "log.jsonl"
+Precision = Literal["float32", "bfloat16"]
 
 
 class TrainingError(RuntimeError):
@@ -58,7 +58,7 @@ class TrainingConfiguration(BaseModel):
         steps: optimizer steps.
         batch_size: crops a step.
         crop_patches: side of a crop in patches; 1 is the paper's, larger ones train many windows in one pass.
-        precision: ``auto`` is bfloat16 autocast where the processor or GPU computes in it, else float32.
+        precision: see ``resolve_precision``.
         checkpoint_seconds: time between checkpoints.
         log_steps: steps between two lines of the log.
     """
@@ -72,9 +72,9 @@ class TrainingConfiguration(BaseModel):
     learning_rate: float = Field(default=0.03, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=3e-4, ge=0, allow_inf_nan=False)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", Precision] = "auto"
     seed: int = Field(default=0, ge=0, lt=2**63)  # what torch takes
-    checkpoint_seconds: float = Field(default=60, gt=0)
+    checkpoint_seconds: float = Field(default=60, gt=0, allow_inf_nan=False)
     log_steps: int = Field(default=10, ge=1)
 
     @model_validator(mode="before")
@@ -171,23 +171,22 @@ class Trainer:
             momentum=configuration.momentum,
             weight_decay=configuration.weight_decay,
         )
-        self._autocast = _uses_bfloat16(configuration.precision, device)
+        precision = resolve_precision(configuration.precision, device)
+        self._autocast = precision == "bfloat16"
         self.step = 0
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss, accuracy since the log's last line
         self._counted = 0  # steps in the sums
         shapes = [(name, *tensor.shape) for name, tensor in network.state_dict().items()]
+        settings = configuration.model_dump(mode="json", exclude={"checkpoint_seconds", "log_steps"})
         # Everything that must be the same for a resumed run to be the same run.
-        self._identity = json.dumps(
-            {
-                "training": configuration.model_dump(mode="json", exclude={"checkpoint_seconds", "log_steps"}),
-                "encoder": encoder.model_dump(mode="json"),
-                "geometry": geometry.model_dump(mode="json"),
-                "network": hashlib.sha256(str(shapes).encode()).hexdigest(),
-                "images": [list(images.shape), hashlib.sha256(images.tobytes()).hexdigest()],
-                "device": device.type,
-            },
-            sort_keys=True,
-        )
+        self._identity: dict[str, Any] = {
+            "training": {**settings, "precision": precision},
+            "encoder": encoder.model_dump(mode="json"),
+            "geometry": geometry.model_dump(mode="json"),
+            "network": hashlib.sha256(str(shapes).encode()).hexdigest(),
+            "images": {"shape": list(images.shape), "sha256": hashlib.sha256(images.tobytes()).hexdigest()},
+            "device": device.type,
+        }
 
     def resume(self) -> bool:
         """Continue from the folder's checkpoint; False where there is none.
@@ -201,12 +200,13 @@ class Trainer:
             return False
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
+            identity = json.loads(state["identity"])
+        except (RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise TrainingError(f"{path} is damaged and cannot be resumed; remove it to start afresh") from error
-        if state["identity"] != self._identity:
+        if different := differences(identity, self._identity):
             raise TrainingSettingsError(
                 f"{path} is a checkpoint of a run with other settings or images; resume with the same ones, or start "
-                f"afresh without resuming. Its: {state['identity']} - now: {self._identity}"
+                f"afresh without resuming: {different}"
             )
         self.encoder.load_state_dict(state["encoder"])
         self.task.load_state_dict(state["task"])
@@ -230,17 +230,19 @@ class Trainer:
         Raises:
             TrainingInterrupted: on SIGINT or SIGTERM, after a checkpoint.
             TrainingError: if the loss is not finite.
+            RunWriteError: there is no space for the log or a checkpoint.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.step == 0:
             self.encoder.initialise()
             self.task.prepare(self.encoder, self._crops)
         self.encoder.train()
-        with _stop_signal() as stop, self._open_log() as log:
-            self._run(stop, log, report)
+        trim_log(self.folder, self.step)
+        with _stop_signal() as stop:
+            self._run(stop, report)
         return self.encoder.eval()
 
-    def _run(self, stop: threading.Event, log: TextIO, report: Callable[[Progress], None] | None) -> None:
+    def _run(self, stop: threading.Event, report: Callable[[Progress], None] | None) -> None:
         settings = self.configuration
         started, first = time.monotonic(), self.step
         saved = started
@@ -259,7 +261,7 @@ class Trainer:
                     speed * settings.batch_size,
                     (settings.steps - self.step) / speed,
                 )
-                print(json.dumps(progress._asdict()), file=log, flush=True)
+                append_log(self.folder, progress._asdict())
                 if report:
                     report(progress)
                 self._sums.zero_()
@@ -273,15 +275,6 @@ class Trainer:
                 self.save_checkpoint()
                 path = self.folder / CHECKPOINT_FILE
                 raise TrainingInterrupted(f"stopped after step {self.step} of {settings.steps}; resume from {path}")
-
-    def _open_log(self) -> TextIO:
-        """The log, without what a killed run wrote after its last checkpoint: those steps are run again."""
-        path = self.folder / LOG_FILE
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        path.write_text(
-            "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step)
-        )
-        return path.open("a")
 
     def _train_step(self) -> Tensor:
         """One optimizer step; loss and accuracy, (2,) on the device, so that nothing waits for them."""
@@ -308,13 +301,14 @@ class Trainer:
         return as_input(crops)
 
     def save_checkpoint(self) -> None:
-        """Write the whole state beside the old checkpoint, then put it in its place.
+        """Write the whole state.
 
         Raises:
             TrainingError: if a weight is not finite, as after a last step that was too large; nothing is written then.
+            RunWriteError: there is no space; the old checkpoint stays.
         """
         state: dict[str, Any] = {
-            "identity": self._identity,
+            "identity": json.dumps(self._identity),
             "step": self.step,
             "encoder": self.encoder.state_dict(),
             "task": self.task.state_dict(),
@@ -328,13 +322,7 @@ class Trainer:
                 self._check(math.nan, "a weight")
         if self.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        path = self.folder / CHECKPOINT_FILE
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_checkpoint(self.folder, state)
 
     def _check(self, value: float, what: str = "the loss") -> None:
         if not math.isfinite(value):
@@ -344,10 +332,11 @@ class Trainer:
             )
 
 
-def _uses_bfloat16(precision: str, device: torch.device) -> bool:
+def resolve_precision(precision: Literal["auto", Precision], device: torch.device) -> Precision:
+    """What a training computes in: of ``auto``, bfloat16 autocast where the device has instructions for it."""
     if precision != "auto":
-        return precision == "bfloat16"
-    return computes_bfloat16(device)
+        return precision
+    return "bfloat16" if computes_bfloat16(device) else "float32"
 
 
 @contextmanager

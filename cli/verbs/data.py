@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cli.errors import UsageError
+from cli.folders import check_folder
 from cli.options import add_json
 from cli.progress import count_bar, say
 
@@ -44,6 +45,7 @@ def _mvtec(options: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(
                 f"--url {options.url} is no file on a web server; accepted: http://... or https://.../FILE"
             )
+    check_folder("--out", options.out)
     say(LICENCE)
     if not (options.accept_licence or _agrees()):
         raise UsageError("the licence was not accepted: give --accept-licence once you have read it")

@@ -76,7 +76,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         training=TrainingConfiguration(steps=options.steps, seed=SEED),
     )
     with training_bar() as bar:
-        detector, _ = fit(dataset, configuration, device=device, folder=out / "run", stage=say, report=bar)
+        detector, _ = fit(
+            dataset, configuration, device=device, folder=out / "run", stage=say, report=bar, count=bar.count
+        )
     ModelStore(models).publish(product, detector.save)
     with count_bar() as count:
         metrics = evaluate(detector, dataset, report, progress=count)

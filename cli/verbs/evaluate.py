@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cli.loading import load_detector
+from cli.folders import check_folder
+from cli.loading import load_detector, operation_in_force
 from cli.options import add_common, add_data, add_models, add_version
 from cli.progress import count_bar
 
@@ -27,15 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate, and keep the metrics beside the version as well."""
+    """Evaluate as the version decides now, and keep the metrics beside it as well."""
     from models.store import ModelStore
     from training.data import open_dataset
     from training.evaluation import evaluate
 
+    check_folder("--out", options.out)
     detector = load_detector(options, options.category)
     dataset = open_dataset(options.data, options.category, skip_broken=options.skip_broken)
     with count_bar() as bar:
-        metrics = evaluate(detector, dataset, options.out, skip_broken=options.skip_broken, progress=bar)
+        metrics = evaluate(
+            detector,
+            dataset,
+            options.out,
+            operation=operation_in_force(options, detector),
+            skip_broken=options.skip_broken,
+            progress=bar,
+        )
     assert detector.version is not None  # it came from the store
     ModelStore(options.models).record(options.category, detector.version, "metrics", metrics)
     for name in SHOWN:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import UsageError
+from cli.folders import check_folder
 from cli.images import each_image, finish
 from cli.loading import load_detector, operation_in_force
 from cli.options import add_common, add_models, add_version, positive_integer
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     if options.steps and options.method != "integrated_gradients":
         raise UsageError(f"--steps {options.steps} has no meaning for --method {options.method}")
+    check_folder("--out", options.out)
     detector = load_detector(options, options.category)
     try:
         check_explainable(detector)

@@ -78,5 +78,5 @@ def _batch(text: str) -> int | None:
         return None
     try:
         return positive_integer(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor dynamic") from error
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor dynamic") from error

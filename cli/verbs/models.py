@@ -166,8 +166,9 @@ def _operation(options: argparse.Namespace) -> dict[str, Any]:
     if options.false_reject_rate is not None:
         changes["rate"] = options.false_reject_rate
     if options.region_of_interest:
+        mask = read_mask(options.region_of_interest)
         try:
-            changes["region"] = RegionOfInterest.of_mask(read_mask(options.region_of_interest))
+            changes["region"] = RegionOfInterest.of_mask(mask)
         except ValueError as error:
             raise UsageError(f"{options.region_of_interest}: {error}") from error
     elif options.no_region_of_interest:

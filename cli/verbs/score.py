@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli.folders import check_folder
 from cli.images import each_image, finish, print_verdict
 from cli.loading import load_detector, operation_in_force
 from cli.options import add_common, add_models, add_version
@@ -36,6 +37,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         PartlyFailed: after all others, where a file was no image.
     """
+    if options.out:
+        check_folder("--out", options.out)
     if options.url is not None:
         return score_remotely(options)
     from service.rendering import render_overlay

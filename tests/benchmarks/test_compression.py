@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from benchmarks import compression
 from benchmarks.compression import Setting, report, settings, study
 from benchmarks.embedded import Embedded, find_data
+from models.densities import KernelDensity
 from models.detector import Detector
-from tests.benchmarks.tiny import FITTING, WHOLE, make_data, make_detector
+from tests.benchmarks.tiny import CATEGORY, FITTING, WHOLE, make_data, make_detector
 from training.data import DataError, open_dataset
 from training.evaluation import evaluate
 
@@ -81,6 +83,19 @@ def test_a_folder_of_another_study_is_refused(detector: Detector, data: Path, tm
     Embedded(detector, data, tmp_path / "tile")
     with pytest.raises(DataError, match="name another folder"):
         Embedded(detector, data, tmp_path / "tile", limit=3)
+
+
+def test_a_copy_of_a_good_image_is_not_in_the_bank(data: Path, tmp_path: Path) -> None:
+    """As it is not in the detector's."""
+    copied = shutil.copytree(data, tmp_path / "data")
+    good = copied / CATEGORY / "train" / "good"
+    for path in sorted(good.iterdir()):
+        shutil.copy(path, good / f"{path.stem}_copy.png")
+    detector = make_detector(copied, tmp_path / "run")
+    ground = Embedded(detector, copied, tmp_path / "tile")
+    density = detector.scan.members[0].density
+    assert isinstance(density, KernelDensity)
+    assert len(ground.bank) == WHOLE == len(density.bank)
 
 
 def test_part_of_the_images_and_of_their_windows(detector: Detector, data: Path, tmp_path: Path) -> None:

@@ -47,6 +47,11 @@ class Outcome(NamedTuple):
             assert len(self.output.splitlines()) == 1
 
 
+def files_in(folder: Path) -> list[Path]:
+    """What lies under a folder, if there is one; the locks of who writes there aside."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
 def is_json_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)

@@ -83,6 +83,12 @@ def test_a_terminal_is_asked(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_for_a_folder_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    outcome = run("data", "mvtec", "--out", tmp_path / "file", "--accept-licence")
+    outcome.assert_refused(2, f"--out {tmp_path / 'file'}", "is a file")
+
+
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "mirror/mvtec.tar.xz", "http://localhost", "https://localhost/data/"]
 )

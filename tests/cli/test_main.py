@@ -19,7 +19,7 @@ from models.images import UnreadableImage
 from models.store_errors import UnknownCategory
 from service.settings import SettingsError
 from tests.cli.conftest import Run
-from tests.cli.support import CATEGORY, COMPUTE, TINY, run_program
+from tests.cli.support import CATEGORY, COMPUTE, TINY, files_in, run_program
 from training.data import DataError
 from training.synthetic import SyntheticError
 from training.trainer import TrainingError, TrainingInterrupted, TrainingSettingsError
@@ -65,7 +65,9 @@ def test_every_verb_takes_json_and_a_device(run: Run, verb: str) -> None:
         (("models", "activate", CATEGORY, "-1"), ("-1",)),
         (("models", "show", CATEGORY, "one"), ("one",)),
         (("benchmark", "sprint"), ("sprint", "scan")),
-        (("demo", "--steps", "-5"), ("--steps", "-5")),
+        (("demo", "--steps", "-5"), ("--steps", "'-5' is not a positive whole number")),
+        (("demo", "--steps", "1e3"), ("--steps", "'1e3' is not a positive whole number")),
+        (("export", CATEGORY, "--format", "onnx", "--out", "x", "--batch", "all"), ("'all' is not a", "nor dynamic")),
         (("train", CATEGORY, "--data", "{data}", "--size", "huge"), ("huge", "small", "base", "large")),
         (("train", CATEGORY, "--data", "{data}", "--size", "small", "--width", "8"), ("--size", "--width")),
     ],
@@ -113,10 +115,21 @@ def test_arguments_that_cannot_be_read(
             ("train", CATEGORY, "--data", "{data}", "--set", "detector.density.score=upright"),
             ("detector.density", "'score'", "neighbours"),
         ),
+        (("train", CATEGORY, "--data", "{data}", "--stride", "8"), ("stride 4, not 32 at stride 8", "another encoder")),
+        (
+            ("train", CATEGORY, "--data", "{data}", "--set", "detector.inference.engine=cuda_graph"),
+            ("cuda_graph", "needs a CUDA GPU"),
+        ),
         (("train", CATEGORY, "--data", "{data}", "--crop-patches", "9"), ("crop_patches", "9", "at most 8")),
         (("evaluate", "lid", "--data", "{data}", "--models", "{models}", "--out", "{empty}"), ("'lid'", CATEGORY)),
         (("evaluate", CATEGORY, "--data", "{data}", "--models", MISSING, "--out", "{empty}"), (MISSING,)),
         (("evaluate", CATEGORY, "--data", MISSING, "--models", "{models}", "--out", "{empty}"), (MISSING,)),
+        (
+            ("evaluate", CATEGORY, "--data", "{data}", "--models", "{models}", "--out", "{file}"),
+            ("--out {file}", "is a file"),
+        ),
+        (("score", CATEGORY, "{image}", "--models", "{models}", "--out", "{file}"), ("--out {file}", "is a file")),
+        (("explain", CATEGORY, "{image}", "--models", "{models}", "--out", "{file}"), ("--out {file}", "is a file")),
         (("score", "lid", "{image}", "--models", "{models}"), ("'lid'", CATEGORY)),
         (("score", CATEGORY, "{image}", "--models", MISSING), (MISSING,)),
         (("score", CATEGORY, "{file}", "--models", "{models}"), ("{file}", "not an image")),
@@ -151,7 +164,7 @@ def test_arguments_that_name_what_is_not_there(
     given = arguments[1:] if tiny else ()
     arguments = (arguments[0], *tiny, *given) if tiny else arguments  # what is given last, counts
     run(*arguments).assert_refused(2, *(mention.format(**places) for mention in mentions))
-    assert not (tmp_path / "runs").exists()
+    assert files_in(tmp_path / "runs") == []
 
 
 @pytest.mark.parametrize(
@@ -207,6 +220,11 @@ def test_cuda_where_there_is_none_is_refused(
 def test_exit_status(error: BaseException, status: int | None) -> None:
     assert exit_status(error) == status
     assert sentence(error)
+
+
+def test_what_the_system_refuses_is_told_with_its_file_and_without_a_number() -> None:
+    assert sentence(PermissionError(13, "Permission denied", "/x/y")) == "/x/y: Permission denied"
+    assert sentence(OSError("the archive is another")) == "the archive is another"
 
 
 def test_a_serving_image_says_what_it_lacks() -> None:

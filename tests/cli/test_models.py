@@ -187,6 +187,7 @@ def test_operation_refuses_what_no_version_can_run_with(run: Run, own_models: Pa
     for arguments, mention in (
         (("--false-reject-rate", "0.0001"), "calibration images: accepted are"),
         (("--region-of-interest", tmp_path / "black.png"), "all of the mask is black"),
+        (("--region-of-interest", tmp_path / "none.png"), f"plumbline: {tmp_path / 'none.png'}: cannot be read"),
         (("--restore", "7"), "no operation 7"),
         (("--restore", "0", "--no-region-of-interest"), "give it alone"),
     ):

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.cli.conftest import Run
 from tests.cli.support import COMPUTE, PROGRAM, Outcome
 from tests.training.reproduction.support import write_fashion_mnist
-from training.trainer import CHECKPOINT_FILE
+from training.run_files import CHECKPOINT_FILE
 
 WEIGHTS = Path(torch.hub.get_dir()) / "checkpoints" / "mobilenet_v2-b0353104.pth"
 SMOKE = ("--size", "smoke", "--json", *COMPUTE)
@@ -186,6 +186,24 @@ def test_another_size_in_the_same_folder_is_refused(semantic: Callable[..., Outc
     outcome = semantic(*chosen, "--size", "cpu")
     assert outcome.status == 2
     assert "another --out" in outcome.result["error"]
+
+
+def test_a_study_goes_on_in_the_precision_that_it_was_begun_in(
+    semantic: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = ("--classes", "0", "--methods", "rotation", "--classifiers", "kernel_density", "--keep-checkpoints")
+    monkeypatch.setattr("training.trainer.computes_bfloat16", lambda device: True)
+    assert semantic(*chosen).status == 0
+    [checkpoint] = (tmp_path / "study" / "runs").rglob(CHECKPOINT_FILE)
+    identity = json.loads(torch.load(checkpoint, weights_only=True)["identity"])
+    assert identity["training"]["precision"] == "bfloat16"
+    monkeypatch.setattr("training.trainer.computes_bfloat16", lambda device: False)  # another machine
+    outcome = semantic(*chosen, "--seeds", "2")
+    assert outcome.status == 2
+    assert "size.precision is bfloat16 there and float32 now" in outcome.result["error"]
+    outcome = semantic(*chosen, "--seeds", "2", "--precision", "bfloat16")
+    assert outcome.status == 0, outcome.errors
+    assert outcome.result["table"][0]["seeds"] == 2
 
 
 def test_weights_that_cannot_be_had_are_refused_before_training(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,14 @@ def test_evaluate(run: Run, data: Path, own_models: Path, tmp_path: Path) -> Non
     assert ModelStore(own_models).records(CATEGORY, 1) == {"metrics": outcome.result}
 
 
+def test_evaluate_judges_by_the_operation_in_force(run: Run, data: Path, own_models: Path, tmp_path: Path) -> None:
+    assert run("models", "operation", CATEGORY, "--models", own_models, "--false-reject-rate", "0.5").status == 0
+    arguments = ("--data", data, "--models", own_models, "--out", tmp_path / "report", "--json", *COMPUTE)
+    outcome = run("evaluate", CATEGORY, *arguments)
+    assert outcome.status == 0, outcome.errors
+    assert (outcome.result["operation"], outcome.result["operating_point"]["false_reject_rate"]) == (1, 0.5)
+
+
 def test_evaluate_takes_the_categorys_own_folder_and_a_version(
     run: Run, data: Path, own_models: Path, tmp_path: Path
 ) -> None:
@@ -69,6 +79,16 @@ def test_evaluate_without_test_images(run: Run, data: Path, models: Path, tmp_pa
         "evaluate", CATEGORY, "--data", plain, "--models", models, "--out", tmp_path / "report", *COMPUTE
     ).assert_refused(2, "no test images")  # fmt: skip
     assert not (tmp_path / "report").exists()
+
+
+def test_a_file_that_is_scored_may_have_any_name(run: Run, data: Path, models: Path, tmp_path: Path) -> None:
+    image = Path(os.fsdecode(bytes(tmp_path) + b"/gr\xfcn.png"))  # no UTF-8
+    shutil.copy(data / CATEGORY / "test" / "good" / "000.png", image)
+    outcome = run("score", CATEGORY, image, "--models", models, "--out", tmp_path / "out", "--json", *COMPUTE)
+    assert outcome.status == 0, outcome.errors
+    assert outcome.output.startswith(f"{tmp_path}/gr\\udcfcn.png: ")
+    assert outcome.result["images"][0]["image"] == str(image)
+    assert Path(outcome.result["images"][0]["heatmap"]).is_file()
 
 
 def test_score_says_what_the_detector_says(run: Run, data: Path, models: Path, detector: Detector) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from models.encoders import WIDTHS
 from models.operation import Operations
 from models.store import ModelStore
 from tests.cli.conftest import Run
-from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, TINY, Outcome
-from training.trainer import CHECKPOINT_FILE, LOG_FILE, Progress
+from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, TINY, Outcome, files_in, run_main
+from training.run_files import CHECKPOINT_FILE, LOG_FILE
+from training.trainer import Progress
 
 
 @pytest.fixture
@@ -134,7 +136,7 @@ def test_what_a_density_has_no_use_for_is_refused_before_training(
 ) -> None:
     outcome = run("train", CATEGORY, "--data", data, *places, "--json", *TINY, *options.split())
     outcome.assert_refused(2, *mentions)
-    assert not any(tmp_path.iterdir())
+    assert files_in(tmp_path) == []
 
 
 def test_light_reaches_cutpaste(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
@@ -157,7 +159,7 @@ def test_a_size_is_refused_for_a_network_that_has_none(
 ) -> None:
     arguments = ("--encoder", "resnet18_patch", "--size", "small", *COMPUTE)
     run("train", CATEGORY, "--data", data, *places, *arguments).assert_refused(2, "--size", "resnet18_patch")
-    assert not any(tmp_path.iterdir())
+    assert files_in(tmp_path) == []
 
 
 def test_a_pretext_task_brings_its_own_settings_and_options_win(
@@ -178,7 +180,7 @@ def test_a_crop_of_many_windows_is_refused_for_a_contrastive_task(
 ) -> None:
     arguments = ("--pretext", "contrastive", "--crop-patches", "2", *COMPUTE)
     run("train", CATEGORY, "--data", data, *places, *arguments).assert_refused(2, "crop_patches", "contrastive", "1")
-    assert not any(tmp_path.iterdir())
+    assert files_in(tmp_path) == []
 
 
 def test_without_a_pretext_task_nothing_is_trained(
@@ -201,6 +203,20 @@ def test_a_bar_is_drawn_from_the_first_report_on(monkeypatch: pytest.MonkeyPatch
         bar(Progress(step=1, steps=7, loss=0.5, accuracy=0.5, images_per_second=1, seconds_left=6))
     assert "training" in screen.getvalue()
     assert "1/7" in screen.getvalue()
+
+
+def test_a_log_file_gets_a_line_of_what_is_counted_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.0, 10.0, 40.0, 41.0, 50.0])
+    monkeypatch.setattr("cli.progress.time", SimpleNamespace(monotonic=lambda: next(times)))
+    screen = io.StringIO()
+    monkeypatch.setattr("cli.progress.console", Console(file=screen, width=120))
+    with training_bar() as bar:
+        for done in (1, 2, 3):
+            bar.count("embedding images, pass 1", done, 9)
+    assert screen.getvalue().split("\n")[0] == "embedding images, pass 1: 2 of 9"
+    assert screen.getvalue().count(" of 9") == 1
 
 
 def test_train_all(run: Run, data: Path, places: tuple[str, ...], tmp_path: Path) -> None:
@@ -264,8 +280,39 @@ def test_ctrl_c_stops_all(run: Run, several: Path, places: tuple[str, ...], monk
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(TrainingBar, "__call__", press)
-    run("train", "--all", "--data", several, *places, "--json", *TINY).assert_refused(130, "resume")
+    outcome = run("train", "--all", "--data", several, *places, "--json", *TINY)
+    assert outcome.status == 130
+    assert "resume" in outcome.result["error"]
     assert len(seen) == 1
+
+
+def test_all_go_on_with_those_that_are_left(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        shutil.copytree(data / CATEGORY, tmp_path / "data" / name)
+    arguments = ("train", "--all", "--data", str(tmp_path / "data"), *places, "--json", *TINY)
+    reports = []
+
+    def press_in_b(bar: TrainingBar, report: Progress) -> None:
+        reports.append(report)
+        if len(reports) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingBar, "__call__", press_in_b)
+        stopped = run(*arguments)
+    assert stopped.status == 130
+    assert [entry["category"] for entry in stopped.result["trained"]] == ["a"]
+    again = run(*arguments, "--resume")
+    assert again.status == 0, again.errors
+    assert again.result["passed_over"] == [{"category": "a", "version": 1}]
+    assert "a: passed over: version 1" in again.errors
+    assert [(entry["category"], entry["version"]) for entry in again.result["trained"]] == [("b", 1), ("c", 1)]
+    image = tmp_path / "data" / "c" / "train" / "good" / "000.png"
+    image.unlink()
+    assert [entry["category"] for entry in run(*arguments, "--resume").result["trained"]] == ["c"]
+    assert len(run(*arguments, "--resume", "--seed", "1").result["trained"]) == 3
 
 
 def test_a_broken_file_stops_training_or_is_skipped_and_counted(
@@ -291,6 +338,43 @@ def test_train_from_a_plain_folder_under_any_name(run: Run, places: tuple[str, .
     outcome = run("train", "bolt", "--data", tmp_path / "shots", *places, "--json", *TINY)
     assert outcome.status == 0, outcome.errors
     assert ModelStore(tmp_path / "models").categories() == ["bolt"]
+
+
+# --- where it writes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--models", "--runs"])
+def test_a_folder_that_cannot_be_written_to_is_told_before_training(
+    run: Run, data: Path, places: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    arguments = ("train", CATEGORY, "--data", str(data), *places, "--json", *TINY)
+    (tmp_path / "file").touch()
+    run(*arguments, option, tmp_path / "file" / "in").assert_refused(2, option, f"{tmp_path / 'file'} is a file")
+    (tmp_path / "full").mkdir()
+    # Of root, which tests may run as, every folder can be written to.
+    monkeypatch.setattr("cli.folders.os.access", lambda path, mode: path != tmp_path / "full")
+    run(*arguments, option, tmp_path / "full").assert_refused(2, option, "may not be written to")
+    assert files_in(tmp_path) == [tmp_path / "file"]
+
+
+def test_one_process_at_a_time_trains_a_category(
+    data: Path, places: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor may another throw its run away, or take it for one that was interrupted."""
+    arguments = ("train", CATEGORY, "--data", str(data), *places, "--json", *TINY)
+    seen: list[Outcome] = []
+
+    def meanwhile(bar: TrainingBar, report: Progress) -> None:
+        if not seen:
+            seen.extend(run_main(capsys, *arguments, *again) for again in ((), ("--resume",), ("--restart",)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingBar, "__call__", meanwhile)
+        outcome = run_main(capsys, *arguments)
+    assert outcome.status == 0, outcome.errors
+    for other in seen:
+        other.assert_refused(2, f"another process trains {CATEGORY} in {tmp_path / 'runs'}", "other --runs")
+    assert outcome.result["trained"][0]["version"] == 1
 
 
 # --- interrupted ------------------------------------------------------------------------------------------------------

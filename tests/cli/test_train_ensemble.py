@@ -14,7 +14,8 @@ from models.images import read_image
 from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE, TINY
-from training.trainer import CHECKPOINT_FILE, Progress
+from training.run_files import CHECKPOINT_FILE
+from training.trainer import Progress
 
 
 @pytest.fixture

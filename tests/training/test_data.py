@@ -122,6 +122,12 @@ class TestLayout:
 
 
 class TestFingerprint:
+    def test_a_file_name_may_be_any_bytes(self, cap: Path) -> None:
+        before = open_dataset(cap, None).fingerprint()
+        image = next((cap / "train" / "good").iterdir())
+        image.rename(os.fsdecode(bytes(image.parent) + b"/gr\xfcn.png"))  # of a disk written in another encoding
+        assert open_dataset(cap, None).fingerprint() != before
+
     def test_it_follows_names_and_contents_and_not_the_place(self, cap: Path, tmp_path: Path) -> None:
         first = open_dataset(cap, None).fingerprint()
         moved = Path(shutil.copytree(cap, tmp_path / "elsewhere"))

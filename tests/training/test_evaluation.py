@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box, ScanGeometry
 from models.images import ResizeMode, place_image
 from models.prediction import Verdict
+from models.region_of_interest import RegionOfInterest
 from models.scan import Scan
 from training import evaluation
 from training.data import DataError, Dataset, Sample
@@ -140,6 +142,49 @@ def test_metrics_are_those_of_the_predictions(detector: Detector, dataset: Datas
     assert hole["pixel_auroc"] == pytest.approx(expected, abs=1e-5)
     assert hole["escape_rate"] == 0.0
     assert metrics["per_defect"]["speck"]["escape_rate"] == 2 * metrics["escape_rate"]
+
+
+@pytest.mark.parametrize("name", [b"gr\xfcn", b"$_^{$", "\u00fcber und dr\u00fcber".encode(), b"a,b\n"])
+def test_a_file_may_have_any_name(detector: Detector, dataset: Dataset, tmp_path: Path, name: bytes) -> None:
+    """Bytes that are no UTF-8, as of a disk written in another encoding, and what matplotlib takes for a formula."""
+    renamed = []
+    for sample in only(dataset, "good", "hole").test:
+        path = sample.path.with_name(f"{os.fsdecode(name)}{sample.path.name}")
+        renamed.append(replace(sample, path=sample.path.rename(path)))
+    evaluate(detector, replace(dataset, test=tuple(renamed)), tmp_path / "out")
+    assert (tmp_path / "out" / "images.csv").read_bytes().count(b"/" + name) == len(renamed)
+    assert (tmp_path / "out" / "sheet.png").exists()
+
+
+def test_the_operation_decides(detector: Detector, dataset: Dataset, tmp_path: Path) -> None:
+    """Its thresholds, and its region: of the left half, in which half of the holes lie."""
+    before = evaluate(detector, dataset, tmp_path / "before")
+    left = np.zeros((SIZE, SIZE), dtype=bool)
+    left[:, : SIZE // 2] = True
+    point = detector.operating_point.model_copy(
+        update={"image_threshold": detector.operating_point.image_threshold - 10}
+    )
+    strict = detector.own_operation.model_copy(update={"number": 3, "operating_point": point})
+    metrics = evaluate(detector, dataset, tmp_path / "strict", operation=strict)
+    assert (before["operation"], metrics["operation"]) == (0, 3)
+    assert metrics["operating_point"]["image_threshold"] == point.image_threshold
+    assert before["false_reject_rate"] < metrics["false_reject_rate"] == 1
+    assert metrics["image_auroc"] == before["image_auroc"]
+
+    region = strict.model_copy(update={"region_of_interest": RegionOfInterest.of_mask(left)})
+    halved = evaluate(detector, dataset, tmp_path / "halved", operation=region)
+    predictions = detector.predict([pixels_of(sample.path) for sample in dataset.test], region)
+    masks = np.stack([pixels_of(s.mask) > 0 if s.mask else np.zeros((SIZE, SIZE), dtype=bool) for s in dataset.test])
+    maps = np.stack([prediction.anomaly_map for prediction in predictions])
+    shown = np.broadcast_to(left, maps.shape).copy()
+    expected = RankedPixels(maps, masks, shown).auroc()
+    assert halved["pixel_auroc"] == pytest.approx(expected, abs=1e-5)
+    assert halved["pixel_auroc"] != before["pixel_auroc"]
+
+    nowhere = np.zeros((SIZE, SIZE), dtype=bool)
+    nowhere[-8:, -8:] = True  # no hole lies there
+    corner = strict.model_copy(update={"region_of_interest": RegionOfInterest.of_mask(nowhere)})
+    assert evaluate(detector, dataset, tmp_path / "corner", operation=corner)["pixel_auroc"] is None
 
 
 def test_files_are_written(detector: Detector, dataset: Dataset, tmp_path: Path) -> None:
@@ -299,7 +344,7 @@ def test_a_crash_while_writing_leaves_the_earlier_evaluation(
 
 
 def test_the_sheet_shows_the_telling_images_each_once(detector: Detector, dataset: Dataset) -> None:
-    results = evaluation._score(detector, dataset, False, None)
+    results = evaluation._score(detector, dataset, detector.own_operation, False, None)
     rows = dict(evaluation._tiles(detector, results))
     good, high, low = rows.values()
     assert [len(tiles) for tiles in (good, high, low)] == [4, 4, 4]

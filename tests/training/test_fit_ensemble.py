@@ -22,14 +22,8 @@ from models.scan import Ensemble, Scan
 from training.data import open_dataset
 from training.fit import FitConfiguration, fit
 from training.pretext import CutPasteConfiguration, RotationConfiguration
-from training.trainer import (
-    CHECKPOINT_FILE,
-    LOG_FILE,
-    Progress,
-    TrainingConfiguration,
-    TrainingError,
-    TrainingInterrupted,
-)
+from training.run_files import CHECKPOINT_FILE, LOG_FILE
+from training.trainer import Progress, TrainingConfiguration, TrainingError, TrainingInterrupted
 
 IMAGES = 12
 CUTPASTE = CutPasteConfiguration(head_depth=1, head_width=8)

@@ -10,7 +10,7 @@ from models.encoders import DensePatchConfiguration, EncoderConfiguration, ResNe
 from models.geometry import ScanGeometry
 from training import presets
 from training.reproduction.methods import Method
-from training.trainer import TrainingConfiguration
+from training.trainer import Precision, TrainingConfiguration
 
 PAPER_EPOCHS = 2048
 # Section A.4, where a pretext task has no settings of its own.
@@ -27,6 +27,7 @@ class Size(BaseModel):
         steps: optimizer steps; None for the paper's 2048 epochs.
         batch_size: images a step; None for the paper's.
         learning_rate: at the beginning; None for the paper's.
+        precision: that trainings compute in.
         image_size: side of whole images, in pixels; None for the data set's own. Patches have a geometry of their own.
         fit: embeddings that a classifier is fitted on, at most: of images, or of windows of images.
         test: test images that are scored, at most, drawn at random; None for all.
@@ -39,6 +40,7 @@ class Size(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=2)
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    precision: Precision = "float32"
     image_size: int | None = Field(default=None, ge=1)
     fit: int = Field(default=PAPER_FIT, ge=2)
     test: int | None = Field(default=None, ge=2)
@@ -63,7 +65,8 @@ class Size(BaseModel):
             settings["steps"] = PAPER_EPOCHS * max(1, method.copies * images // batch)
         elif batch != usual:
             settings["steps"] = max(1, settings["steps"] * usual // batch)
-        return TrainingConfiguration.model_validate({**settings, "pretext": method.pretext, "seed": seed})
+        fixed = {"pretext": method.pretext, "precision": self.precision, "seed": seed}
+        return TrainingConfiguration.model_validate({**settings, **fixed})
 
 
 SEMANTIC: Mapping[str, Size] = {

@@ -2,7 +2,7 @@
 
 The folder of a study, all of it made here:
 
-    study.json        what the figures belong to: protocol and size
+    study.json        what the figures belong to: protocol and size, the precision among it
     cells.csv         a line for each finished cell, that is subject, method, classifier and seed
     runs/<trial>/     checkpoint and log of each training
 """
@@ -10,7 +10,6 @@ The folder of a study, all of it made here:
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -23,8 +22,10 @@ from typing import NamedTuple
 
 import torch
 
+from training.claim import differences, held
 from training.reproduction.protocol import Protocol, Trial
-from training.trainer import CHECKPOINT_FILE, Progress, Trainer, TrainingSettingsError
+from training.run_files import CHECKPOINT_FILE
+from training.trainer import Progress, Trainer, TrainingSettingsError
 
 STUDY, CELLS, RUNS, LOCK = "study.json", "cells.csv", "runs", ".lock"
 KEYS = ("subject", "method", "classifier", "seed")
@@ -145,14 +146,8 @@ class Study:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise StudyError(f"{self.folder} is a file; --out names a folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StudyError(
-                    f"another process works on {self.folder}; wait for it, or name another --out"
-                ) from error
+        busy = StudyError(f"another process works on {self.folder}; wait for it, or name another --out")
+        with held(self.folder / LOCK, busy):
             self._claim()
             yield
 
@@ -162,15 +157,17 @@ class Study:
         if path.exists():
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:  # no JSON, or no text
+                if not isinstance(found, dict):
+                    raise ValueError("no JSON object")
+            except ValueError as error:  # or no JSON, or no text
                 raise StudyError(
                     f"{path} is damaged: remove it if the figures beside it are of {json.dumps(identity)}, or replace "
                     f"it ({error})"
                 ) from error
             if found != identity:
                 raise StudyError(
-                    f"{self.folder} holds figures of another protocol, data set or size; name another --out. "
-                    f"Its: {json.dumps(found)} - now: {json.dumps(identity)}"
+                    f"{self.folder} holds figures of another protocol, data set, size or precision; ask for the same, "
+                    f"or name another --out: {differences(found, identity)}"
                 )
         else:
             partial = path.with_suffix(".partial")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from training.reproduction.semantic import Semantic
 from training.reproduction.settings import SEMANTIC
 from training.reproduction.study import CELLS, RUNS, STUDY, Cell, Event, Study, StudyError
 from training.reproduction.workers import run_study
-from training.trainer import CHECKPOINT_FILE, TrainingInterrupted
+from training.run_files import CHECKPOINT_FILE
+from training.trainer import TrainingInterrupted
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[3]
@@ -129,6 +131,7 @@ def test_a_killed_process_loses_no_finished_cell(finished: Study, fashion: Path,
     program = f"""
 import os, signal, torch
 from pathlib import Path
+from typing import Any
 from tests.training.reproduction.support import make_study
 from training.reproduction.workers import run_study
 study = make_study(Path({str(fashion)!r}), Path({str(tmp_path)!r}))
@@ -198,7 +201,7 @@ def test_a_damaged_line_of_cells_is_named(number: int, line: bytes, fashion: Pat
     assert path.read_bytes() == b"\n".join(lines) + b"\n"  # what is good in it can be saved
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"<!DOCTYPE html>", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"<!DOCTYPE html>", b"\xff\xfe"])
 def test_a_damaged_description_of_the_study_is_named(content: bytes, fashion: Path, tmp_path: Path) -> None:
     study = make_study(fashion, tmp_path)
     with study.opened():
@@ -208,10 +211,17 @@ def test_a_damaged_description_of_the_study_is_named(content: bytes, fashion: Pa
         pass
 
 
-def test_another_size_is_refused(fashion: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"steps": 13}, "another --out: size.steps is 12 there and 13 now"),
+        ({"precision": "bfloat16"}, "another --out: size.precision is float32 there and bfloat16 now"),
+    ],
+)
+def test_another_size_is_refused(other: dict[str, Any], said: str, fashion: Path, tmp_path: Path) -> None:
     with make_study(fashion, tmp_path).opened():
         pass
-    with pytest.raises(StudyError, match="another --out"), make_study(fashion, tmp_path, steps=13).opened():
+    with pytest.raises(StudyError, match=said), make_study(fashion, tmp_path, **other).opened():
         pass
 
 
