@@ -29,7 +29,7 @@ class DetectorConfiguration(BaseModel):
     encoder: EncoderConfiguration = DensePatchConfiguration()
     density: DensityConfiguration = KernelDensityConfiguration()
     resize: ResizeMode = "squash"
-    sigma: float | None = Field(default=None, ge=2)
+    sigma: float | None = Field(default=None, ge=2, allow_inf_nan=False)
     inference: InferencePlan = InferencePlan()
 
     @model_validator(mode="after")

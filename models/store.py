@@ -51,11 +51,17 @@ class ModelStore:
         self.root = root
 
     def categories(self) -> list[str]:
-        """The categories that have at least one version, sorted."""
+        """The categories that have at least one version, sorted; and those whose folder this process may not read."""
         if not self.root.is_dir():
             raise StoreNotFound(f"there is no model store at {self.root}; name the folder that models are published to")
         names = [entry.name for entry in self.root.iterdir() if NAME.fullmatch(entry.name)]
-        return sorted(name for name in names if self._of(name).published())
+        return sorted(name for name in names if self._is_category(name))
+
+    def _is_category(self, name: str) -> bool:
+        try:
+            return bool(self._of(name).published())
+        except PermissionError:  # no reason to keep the others back; who asks for this one is told
+            return True
 
     def versions(self, category: str) -> list[int]:
         """The versions of a category, ascending."""

@@ -103,6 +103,7 @@ def read_pointer(path: Path, advice: str) -> int | None:
 
     Raises:
         ArtifactError: the file is damaged.
+        PermissionError: this process may not read it, which says nothing of what it holds.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -112,6 +113,8 @@ def read_pointer(path: Path, advice: str) -> int | None:
             os.close(descriptor)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}; remove it, then {advice}") from error
     text = content.decode("ascii", errors="replace")

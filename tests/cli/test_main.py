@@ -99,6 +99,7 @@ def test_arguments_that_cannot_be_read(
         (("train", CATEGORY, "--data", "{data}", "--false-reject-rate", "0.01"), ("0.01", "calibration images")),
         (("train", CATEGORY, "--data", "{data}", "--group-pattern", "("), ("group pattern", "'('")),
         (("train", CATEGORY, "--data", "{data}", "--sigma", "1"), ("sigma", "1")),
+        (("train", CATEGORY, "--data", "{data}", "--sigma", "inf"), ("sigma", "inf")),
         (("train", CATEGORY, "--data", "{data}", "--encoder", "resnet18_patch", "--width", "8"), ("width", "8")),
         (("train", CATEGORY, "--data", "{data}", "--pretext", "rotation", "--light", "0.5"), ("light", "0.5")),
         (("train", CATEGORY, "--data", "{data}", "--light", "2"), ("light", "2")),

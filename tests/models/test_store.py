@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import stat
 import string
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -234,6 +236,37 @@ def test_unknown_categories_name_those_that_exist(tmp_path: Path) -> None:
         store.active("cable")
     assert error.value.known == store.categories() == [CATEGORY, "wood"]
     assert not (tmp_path / "cable").exists()
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Root may read everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_category_that_may_not_be_read_keeps_no_other_back() -> None:
+    """It is listed, for who asks for it is told why it cannot be had."""
+    with tempfile.TemporaryDirectory() as root:
+        store, secret = ModelStore(Path(root)), Path(root, "secret")
+        store.root.chmod(0o755)
+        store.publish(CATEGORY, write)
+        store.publish(secret.name, lambda folder, version: close(folder, version, secret.name))
+        secret.chmod(0)
+        try:
+            with as_somebody_else():
+                assert store.categories() == [CATEGORY, secret.name]
+                assert store.active(CATEGORY) == 1
+                with pytest.raises(PermissionError, match=str(secret)):
+                    store.active(secret.name)
+        finally:
+            secret.chmod(0o700)
 
 
 def test_a_root_that_does_not_exist(tmp_path: Path) -> None:
