@@ -110,9 +110,7 @@ class Embedded:
         """The good images that the detector was fitted on, as ``fit`` chose them: (N, S, S, 3)."""
         good = load_images(dataset.train, size=self.geometry.image_size, mode=self.scan.configuration.resize)
         good = good.without_copies()
-        fitting, _ = FitConfiguration.model_validate(self.detector.training["fit"]).split(good.paths)
-        chosen = set(fitting)
-        return good.images[[path in chosen for path in good.paths]]
+        return good.images[~FitConfiguration.model_validate(self.detector.training["fit"]).held_out(good.paths)]
 
     def _kept(self, name: str, images: Callable[[], NDArray[np.uint8]], size: int | None = None) -> Floats:
         """Embeddings of about ``size`` windows of images, or of all, from disk where they are there already."""

@@ -46,20 +46,23 @@ def make_read_only(folder: Path) -> None:
             path.chmod(0o444)
 
 
-def write_file(path: Path, text: str, mode: int = 0o666, prepare: Callable[[int], None] | None = None) -> None:
-    """Write a file so that a reader finds the old text or the new; the caller holds the lock of its folder.
+def write_file(
+    path: Path, content: str | bytes, mode: int = 0o666, prepare: Callable[[int], None] | None = None
+) -> None:
+    """Write a file so that a reader finds the old content or the new; nobody else writes it meanwhile.
 
     Args:
+        content: text is written in UTF-8.
         mode: of the file, less what the process masks.
         prepare: is given the new file's descriptor before anything is written.
     """
     new = path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    with os.fdopen(descriptor, "wb") as file:
         if prepare is not None:
             prepare(file.fileno())
-        file.write(text)
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from models.prediction import Verdict
+from models.store_files import write_file
 
 _SUFFIX = ".safetensors"
 _KNOWN = "known"  # the name of the JSON among the file's metadata
@@ -78,13 +78,8 @@ def write_drift(folder: Path, category: str, stored: StoredDrift) -> None:
         OSError: it cannot be written.
     """
     folder.mkdir(exist_ok=True)
-    path = folder / f"{category}{_SUFFIX}"
-    new = path.with_suffix(".new")
-    with new.open("wb") as file:
-        file.write(save(dict(stored.arrays), {_KNOWN: stored.known.model_dump_json()}))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    content = save(dict(stored.arrays), {_KNOWN: stored.known.model_dump_json()})
+    write_file(folder / f"{category}{_SUFFIX}", content)
 
 
 def read_drift(folder: Path) -> dict[str, StoredDrift]:

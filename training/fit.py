@@ -102,15 +102,17 @@ class FitConfiguration(BaseModel):
                 )
         return self
 
-    def split(self, paths: Sequence[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-        """The good images that a detector is fitted on, and those held out for its thresholds.
+    def held_out(self, paths: Sequence[Path]) -> NDArray[np.bool_]:
+        """Which of N good images are held out for the thresholds, (N,); the detector is fitted on the others.
 
         Raises:
             DataError: as ``split_calibration``.
         """
-        return split_calibration(
+        _, calibration = split_calibration(
             paths, fraction=self.calibration_fraction, seed=self.training.seed, group_pattern=self.group_pattern
         )
+        chosen = set(calibration)
+        return np.array([path in chosen for path in paths])
 
     @property
     def members(self) -> tuple[TrainingConfiguration, ...]:
@@ -171,9 +173,7 @@ def fit(
         stage(f"warning: {len(loaded.paths)} good images are few for a threshold; {ADVISED} or more are advised")
     # Now, while the files are as they were read: in hours of training they may change.
     fingerprint = replace(dataset, train=loaded.paths).fingerprint()
-    _, calibration_paths = configuration.split(loaded.paths)
-    chosen = set(calibration_paths)
-    held_out = np.array([path in chosen for path in loaded.paths])
+    held_out = configuration.held_out(loaded.paths)
     images, calibration_images = loaded.images[~held_out], loaded.images[held_out]
     if configuration.false_reject_rate is not None:
         try:

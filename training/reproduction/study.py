@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 
+from models.store_files import write_file
 from training.claim import differences, held
 from training.reproduction.protocol import Protocol, Trial
 from training.run_files import CHECKPOINT_FILE
@@ -170,9 +171,7 @@ class Study:
                     f"or name another --out: {differences(found, identity)}"
                 )
         else:
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-            partial.replace(path)
+            write_file(path, json.dumps(identity, indent=2) + "\n")
         cells = self.folder / CELLS
         if cells.exists():
             with cells.open("r+b") as file:  # half a line would spoil the next one
