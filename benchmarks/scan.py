@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import machine
+from models.device import keep_float32
 from models.encoders import (
     DensePatchConfiguration,
     Encoder,
@@ -37,7 +38,7 @@ def measure(device: torch.device, repeats: int = 7) -> dict[str, Any]:
     """
     facts = machine(device)
     torch.manual_seed(0)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    keep_float32()
     geometry = ScanGeometry()
     image = torch.rand(1, 3, geometry.image_size, geometry.image_size, device=device)
     dense = _encoder(DensePatchConfiguration(), geometry, device)

@@ -94,8 +94,7 @@ class Density(ABC):
         queries = X if isinstance(X, Tensor) else torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32))
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise ValueError(f"expected embeddings (n, {self.dimension}), not {tuple(queries.shape)}")
-        if not torch.isfinite(queries).all():  # a NaN score would compare as good with every threshold
-            raise ValueError(NOT_FINITE)
+        refuse_no_numbers(queries)
         with torch.no_grad():
             return self.scores(queries.to(self.device, torch.float32)).cpu().numpy()
 
@@ -165,13 +164,13 @@ class Density(ABC):
         """Make what ``_fit`` returned ready to score with, on the device."""
 
 
-def refuse_no_numbers(scores: Tensor) -> None:
-    """Refuse scores of embeddings that were not finite: a NaN would compare as good with every threshold.
+def refuse_no_numbers(values: Tensor) -> None:
+    """Refuse embeddings that are not finite, or the scores of such: a NaN would compare as good with every threshold.
 
     Raises:
         ValueError: if one is not finite.
     """
-    if not torch.isfinite(scores).all():
+    if not torch.isfinite(values).all():
         raise ValueError(NOT_FINITE)
 
 
