@@ -17,6 +17,8 @@ import torch
 from opentelemetry import trace
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, Summary
 
+from service.errors import INTERNAL_ERROR
+
 # From a rejected request, under a millisecond, to a scan window by window on a CPU.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LOOK_S = 0.25
@@ -119,6 +121,9 @@ class Telemetry:
         )
         self.outbox_depth = self._gauge("results_waiting", "Results that wait to be told.", "to")
         self.mqtt_connected = self._gauge("mqtt_connected", "1 where the MQTT broker is connected, else 0.")
+        # Alerted on; Prometheus sees no rise in a counter that appears with its first event.
+        self.rejects.labels(INTERNAL_ERROR.slug)
+        self.record_failures.labels("journal")
 
     def observe_stages(self, begun: float, seconds: Mapping[str, float]) -> None:
         """Count the times of the stages of one image, and trace each as a span below that of its request.

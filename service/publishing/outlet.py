@@ -23,6 +23,8 @@ class Outlet(ABC):
     def __init__(self, name: str, settings: Settings, telemetry: Telemetry) -> None:
         self.name = name
         self._counter = telemetry.published
+        for alerted in ("refused", "lost"):  # Prometheus sees no rise in a counter that appears with its first event
+            self._counter.labels(name, alerted)
         self.outbox = Outbox(settings.outbox_bytes, lambda: self.count("lost"))
         telemetry.outbox_depth.labels(name).set_function(lambda: len(self.outbox))
 
