@@ -61,7 +61,7 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
         dest="density.centres",
         type=positive_integer,
         metavar="N",
-        help="how many (default: 1024, auto up to 8192)",
+        help="how many centres (default: 1024, auto up to 8192)",
     )
     model.add_argument(
         "--tolerance",
@@ -82,7 +82,7 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
         dest="density.neighbours",
         type=positive_integer,
         metavar="N",
-        help="how many nearest embeddings a score looks at",
+        help="how many nearest embeddings a score looks at (default: nearest_neighbours 1, kernel_density 32)",
     )
     model.add_argument(
         "--kernel", dest="density.kernel", choices=("rbf", "linear"), help="of one_class_svm (default: rbf)"
@@ -99,8 +99,12 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
         type=positive_integer,
         help="embeddings the density is fitted on (default: all for kernel_density, else 4096)",
     )
-    model.add_argument("--resize", choices=("squash", "letterbox"), help="how an image becomes square")
-    model.add_argument("--sigma", type=float, help="of the heatmap's Gaussian, in pixels")
+    model.add_argument(
+        "--resize", choices=("squash", "letterbox"), help="how an image becomes square (default: squash)"
+    )
+    model.add_argument(
+        "--sigma", type=float, help="of the heatmap's Gaussian, in pixels (default: a quarter of the patch)"
+    )
     stage = parser.add_argument_group("training")
     stage.add_argument(
         "--pretext",
@@ -113,14 +117,20 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
         dest="pretext.light",
         type=float,
         metavar="STRENGTH",
-        help="cutpaste: how much the lighting of good parts varies, 0 to 1",
+        help="cutpaste: how much the lighting of good parts varies, 0 to 1 (default: 0.1)",
     )
-    stage.add_argument("--steps", type=positive_integer)
-    stage.add_argument("--batch-size", type=positive_integer, help="crops a step")
-    stage.add_argument("--crop-patches", type=positive_integer, help="side of a crop in patches; the paper's is 1")
-    stage.add_argument("--learning-rate", type=float)
-    stage.add_argument("--precision", choices=("auto", "float32", "bfloat16"))
-    stage.add_argument("--seed", type=int)
+    stage.add_argument("--steps", type=positive_integer, help="of the optimizer (cutpaste: 2500)")
+    stage.add_argument("--batch-size", type=positive_integer, help="crops a step (cutpaste: 48)")
+    stage.add_argument(
+        "--crop-patches", type=positive_integer, help="side of a crop in patches (cutpaste: 2); the paper's is 1"
+    )
+    stage.add_argument("--learning-rate", type=float, help="at the beginning (cutpaste: 0.03)")
+    stage.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        help="that stage 1 computes in; auto (default) is bfloat16 where the device computes in it",
+    )
+    stage.add_argument("--seed", type=int, help="of all that is drawn at random (default: 0)")
     stage.add_argument(
         "--ensemble",
         type=positive_integer,
@@ -135,9 +145,15 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
         help="a further member (or N) whose pretext task differs in these settings; may be repeated",
     )
     calibration = parser.add_argument_group("calibration")
-    calibration.add_argument("--calibration-fraction", type=float, help="share of the good images held out")
+    calibration.add_argument(
+        "--calibration-fraction", type=float, help="share of the good images held out (default: 0.25)"
+    )
     calibration.add_argument("--group-pattern", help="regular expression; its first group names the part or lot")
-    calibration.add_argument("--false-reject-rate", type=float, help="share of good parts to reject (default: 0.01)")
+    calibration.add_argument(
+        "--false-reject-rate",
+        type=float,
+        help="share of good parts to reject (default: 0.01, or the smallest that the images held out can vouch for)",
+    )
     add_set(parser)
 
 

@@ -44,7 +44,9 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = Field(
         default=None, description="encrypts the secrets of keys of the kind aws; in the environment alone"
     )
-    secret_key_file: Path | None = Field(default=None, description="file that holds it instead")
+    secret_key_file: Path | None = Field(
+        default=None, description="file that holds the key of PLUMBLINE_SECRET_KEY instead"
+    )
     rate_limit: PerSecond | None = Field(
         default=None,
         description="requests a second that a key may make, if it has no limit of its own; an address where nobody is "

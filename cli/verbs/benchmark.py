@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "latency, overload",
     )
     parser.add_argument(
-        "--repeats", type=positive_integer, help="scan, kde, predict, growth: timed runs of each (default: 7, 15, 7)"
+        "--repeats",
+        type=positive_integer,
+        help="scan, kde, predict, growth: timed runs of each (default: 7, predict 15)",
     )
     parser.add_argument("--encoder", help="predict: of the detector that is trained for it (default: dense_patch)")
     parser.add_argument(
@@ -31,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     growth = parser.add_argument_group("growth")
     growth.add_argument("--out", type=Path, default=Path("growth"), help="folder (default: %(default)s)")
     growth.add_argument("--bank-sizes", type=positive_integer, nargs="+", help="embeddings (default: by the device)")
-    growth.add_argument("--sides", type=positive_integer, nargs="+", help="of the input, in pixels")
+    growth.add_argument(
+        "--sides", type=positive_integer, nargs="+", help="of the input, in pixels (default: 128 to 768)"
+    )
     kde = parser.add_argument_group("kde")
     kde.add_argument(
         "--sizes", type=positive_integer, nargs="+", help="embeddings in the bank (default: 10000 100000 1000000)"
@@ -46,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--furthest", action="store_true", help="with --study: of the windows of test images that deviate most"
     )
     kde.add_argument("--draws", type=positive_integer, default=20, help="independent samples (default: %(default)s)")
-    kde.add_argument("--samples", type=positive_integer, help="embeddings in the smallest sample")
+    kde.add_argument("--samples", type=positive_integer, help="embeddings in the smallest sample (default: 32768)")
     detector = parser.add_argument_group("detector, for predict and http")
     detector.add_argument(
         "--folder",

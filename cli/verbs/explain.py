@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixel by pixel, in units of the score, or by the encoder's last features (default: %(default)s)",
     )
     parser.add_argument(
-        "--steps", type=positive_integer, help="of integrated gradients; more come closer to the exact integral"
+        "--steps",
+        type=positive_integer,
+        help="of integrated gradients (default: 64); more come closer to the exact integral",
     )
     add_common(parser)
 

@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--secret-key-file",
                 type=Path,
                 default=os.environ.get("PLUMBLINE_SECRET_KEY_FILE") or None,
-                help="encrypts the secret of a key of the kind aws (default: PLUMBLINE_SECRET_KEY)",
+                help="encrypts the secret of a key of the kind aws (default: PLUMBLINE_SECRET_KEY_FILE, or the key in "
+                "PLUMBLINE_SECRET_KEY)",
             )
             sub.add_argument("--expires", type=_days, metavar="DAYS", help="after so many days")
             sub.add_argument(
@@ -121,7 +122,8 @@ def _create_aws(
     from service.keys import create_aws_key
     from service.sealing import find_seal
 
-    seal = find_seal(os.environ.get("PLUMBLINE_SECRET_KEY"), options.secret_key_file)
+    named = options.secret_key_file is not None
+    seal = find_seal(None if named else os.environ.get("PLUMBLINE_SECRET_KEY"), options.secret_key_file)
     if seal is None:
         raise UsageError(
             "a key of the kind aws needs a secret key to encrypt it: set PLUMBLINE_SECRET_KEY or give "

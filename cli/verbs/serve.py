@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from cli.options import add_json
 
@@ -14,10 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     for name, field in command_line_settings().items():
         option = f"--{name.replace('_', '-')}"
+        unset = field.is_required() or field.default in (None, ())  # what that means, the description says
+        text = field.description if unset else f"{field.description} (default: {field.default})"
         if field.annotation is bool:
-            parser.add_argument(option, action="store_const", const=True, help=field.description)
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
         else:
-            parser.add_argument(option, metavar="VALUE", help=field.description)
+            accepted = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            parser.add_argument(option, metavar=f"{{{','.join(accepted)}}}" if accepted else "VALUE", help=text)
     add_json(parser)
 
 

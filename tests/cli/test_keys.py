@@ -57,8 +57,10 @@ def test_key_to_sign_with(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch,
     by_file = run(*create, "--secret-key-file", tmp_path / "secret.key")
     monkeypatch.setenv("PLUMBLINE_SECRET_KEY", secret_key.strip())
     by_environment = run(*create)
+    monkeypatch.setenv("PLUMBLINE_SECRET_KEY", run("keys", "new-secret").output.strip())
+    by_file_all_the_same = run(*create, "--secret-key-file", tmp_path / "secret.key")
     keyring = Keyring(file, Seal(secret_key, "here"))
-    for made in (by_file, by_environment):
+    for made in (by_file, by_environment, by_file_all_the_same):
         secret = made.result["aws_secret_access_key"]
         found = keyring.secret(made.result["aws_access_key_id"])
         assert found is not None

@@ -10,8 +10,22 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.settings import command_line_settings
+from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, Outcome
 from tests.service.support import is_ready, wait_until
+
+
+def test_help_says_every_setting_with_its_default(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # no line is broken
+    text = " ".join(run("serve", "--help").output.split())
+    for name, field in command_line_settings().items():
+        assert f" --{name.replace('_', '-')}" in text
+        if not field.is_required() and field.default not in (None, ()):
+            description = " ".join(str(field.description).split())
+            assert f"{description} (default: {field.default})" in text
+    assert "--device {auto,cpu,cuda} where torch" in text
+    assert "--no-records-required" in text
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

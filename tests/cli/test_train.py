@@ -18,12 +18,16 @@ from PIL import Image
 from rich.console import Console
 
 from cli.progress import TrainingBar, training_bar
+from models.calibration import TARGET_RATE
+from models.densities import KernelDensityConfiguration, NearestNeighboursConfiguration
 from models.detector import Detector
 from models.encoders import WIDTHS
 from models.operation import Operations
 from models.store import ModelStore
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE, PROGRAM, TINY, Outcome, files_in, run_main
+from training.fit import FitConfiguration
+from training.pretext import CutPasteConfiguration
 from training.run_files import CHECKPOINT_FILE, LOG_FILE
 from training.trainer import Progress
 
@@ -31,6 +35,27 @@ from training.trainer import Progress
 @pytest.fixture
 def places(tmp_path: Path) -> tuple[str, ...]:
     return ("--models", str(tmp_path / "models"), "--runs", str(tmp_path / "runs"))
+
+
+def test_help_says_what_is_taken_where_nothing_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # no line is broken
+    text = " ".join(run("train", "--help").output.split())
+    fit = FitConfiguration()
+    training = fit.training
+    for said in (
+        f"of the optimizer (cutpaste: {training.steps})",
+        f"crops a step (cutpaste: {training.batch_size})",
+        f"side of a crop in patches (cutpaste: {training.crop_patches})",
+        f"at the beginning (cutpaste: {training.learning_rate})",
+        f"of all that is drawn at random (default: {training.seed})",
+        f"share of the good images held out (default: {fit.calibration_fraction})",
+        f"how an image becomes square (default: {fit.detector.resize})",
+        f"0 to 1 (default: {CutPasteConfiguration().light})",
+        f"nearest_neighbours {NearestNeighboursConfiguration().neighbours}, "
+        f"kernel_density {KernelDensityConfiguration().neighbours}",
+        f"share of good parts to reject (default: {TARGET_RATE}, or",
+    ):
+        assert said in text
 
 
 def test_train_publishes_an_active_version(trained: Outcome, desk: Path) -> None:
