@@ -24,7 +24,7 @@ class ResNet18Patch(Encoder):
     Args:
         geometry: any; a patch as large as the image makes it a network on whole images.
         stem: ``cifar`` as above; ``imagenet`` for ResNet-18's own first layers (7x7, stride 2, max-pool), which make a
-            patch of 256 pixels 40 times cheaper.
+            patch of 256 pixels 15 times cheaper.
     """
 
     dimension = feature_dimension = 512

@@ -141,7 +141,7 @@ class DetectAnomalyResult(BaseModel):
     IsAnomalous: bool = Field(description="true for every verdict but good")
     Confidence: float = Field(
         description="with the p-value p: anomalous, 1 - p; normal, p / (p + a), a being the false-reject rate that the "
-        "threshold was set for"
+        "threshold was set for; of an image that does not show the product 1 - 0.5 / i, i being its invalidity"
     )
     Anomalies: list[Anomaly]
     AnomalyMask: str = Field(description="base64 of a PNG of the size of the image as displayed")
