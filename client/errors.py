@@ -78,7 +78,7 @@ class ProblemError(PlumblineError):
 
 
 class InvalidRequest(ProblemError):
-    """A parameter or the body is not acceptable (400, 405, 408, 415, 422)."""
+    """A parameter, the body or the host name is not acceptable (400, 405, 408, 415, 421, 422)."""
 
 
 class ImageRefused(InvalidRequest):
