@@ -100,7 +100,8 @@ class Score(_Inspection):
 
     Attributes:
         image_score_error: how far the score may be off at 95 % confidence, where the version samples its bank.
-        invalidity: how far from showing this product at all; above 1 the verdict is invalid.
+        invalidity: how far from showing this product at all; above the invalidity threshold in force, 1 as trained, the
+            verdict is invalid.
         regions: the highest peak first.
         score_map: score of every window, if asked for.
     """

@@ -46,7 +46,8 @@ class Score(BaseModel):
     p_value: float = Field(description="share of good parts at least as anomalous (split conformal)")
     invalidity: float | None = Field(
         default=None,
-        description="how far the image is from showing this product at all; above 1 the verdict is invalid",
+        description="how far the image is from showing this product at all; above the invalidity threshold in force, "
+        "1 as trained, the verdict is invalid",
     )
     verdict: Verdict
     regions: tuple[Region, ...] = Field(

@@ -51,6 +51,7 @@ _UPLOAD_PROBLEMS = (
     UNSUPPORTED_IMAGE,
     UNREADABLE_IMAGE,
 )
+_MASK = "One image, stored without loss: PNG, BMP, TIFF. A JPEG is refused."
 _PNG: dict[int | str, dict[str, Any]] = {200: {"description": "The mask: 1 bit a pixel, white inside."}}
 
 
@@ -164,7 +165,7 @@ async def show_region(category: str, query: Annotated[OperationQuery, Query()], 
 @router.put(
     "/region-of-interest",
     responses=problem_responses(*_CHANGE_PROBLEMS, *_UPLOAD_PROBLEMS),
-    openapi_extra=REQUEST_BODY,
+    openapi_extra={"requestBody": {**REQUEST_BODY["requestBody"], "description": _MASK}},
     dependencies=_CHANGE,
 )
 async def set_region(category: str, query: Annotated[OperationQuery, Query()], request: Request) -> OperationAnswer:

@@ -250,6 +250,11 @@ def test_a_mask_that_is_none_is_refused(
     assert client.get(OPERATION).json()["operation"]["number"] == 0
 
 
+def test_the_document_offers_no_jpeg_for_a_mask(client: httpx.Client) -> None:
+    put = client.get("/openapi.json").json()["paths"]["/v1/categories/{category}/region-of-interest"]["put"]
+    assert put["requestBody"]["description"] == "One image, stored without loss: PNG, BMP, TIFF. A JPEG is refused."
+
+
 # --- versions, others who write, and who may not ---------------------------------------------------------------------
 
 
