@@ -20,6 +20,7 @@ from models.images import read_image
 from models.operation import Operation
 from models.prediction import Prediction
 from models.store import ModelStore
+from models.store_errors import StoreReadOnly
 from service.rendering import render_overlay
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE, run_program
@@ -65,6 +66,20 @@ def test_evaluate_judges_by_the_operation_in_force(run: Run, data: Path, own_mod
     outcome = run("evaluate", CATEGORY, *arguments)
     assert outcome.status == 0, outcome.errors
     assert (outcome.result["operation"], outcome.result["operating_point"]["false_reject_rate"]) == (1, 0.5)
+
+
+def test_evaluate_a_version_in_a_folder_that_may_only_be_read(
+    run: Run, data: Path, own_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(*arguments: object) -> None:
+        raise StoreReadOnly("this process may not write to it")
+
+    monkeypatch.setattr(ModelStore, "record", record)
+    arguments = ("--data", data, "--models", own_models, "--out", tmp_path / "report", *COMPUTE)
+    outcome = run("evaluate", CATEGORY, *arguments)
+    assert outcome.status == 0
+    assert "image_auroc" in outcome.output
+    assert "not kept beside the version: this process may not write to it" in outcome.errors
 
 
 def test_evaluate_takes_the_categorys_own_folder_and_a_version(
