@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli.errors import WRONG_INPUT, PartlyFailed
+from cli.errors import FAILED, WRONG_INPUT, PartlyFailed, UsageError, exit_status, sentence
 from cli.progress import say
 
 if TYPE_CHECKING:
@@ -16,45 +17,72 @@ if TYPE_CHECKING:
 
 
 def each_image(
-    paths: Sequence[Path], work: Callable[[int, Path, NDArray[np.uint8]], dict[str, Any]]
-) -> tuple[list[dict[str, Any]], list[str]]:
+    paths: Sequence[Path],
+    work: Callable[[int, Path, NDArray[np.uint8]], dict[str, Any]],
+    outcome: dict[str, Any],
+    done: str,
+    record: Path | None,
+) -> dict[str, Any]:
     """Read and work on one image before the next is read; a file that is no image is reported and passed over.
 
     Args:
         work: takes the number of the file, its path and the image; returns facts for the result.
+        outcome: the verb's result, its ``images`` empty; each gets what there is to say of a file, ``image`` being its
+            path, and what was wrong with some.
+        done: see ``kept``.
+        record: likewise.
 
     Returns:
-        What there is to say of every file, ``image`` being its path, and what was wrong with some.
+        The result.
+
+    Raises:
+        PartlyFailed: as of ``kept``.
     """
     from models.images import ImageError, read_image
 
-    results: list[dict[str, Any]] = []
-    failures: list[str] = []
-    for number, path in enumerate(paths):
-        try:
-            image = read_image(path)
-        except ImageError as error:
-            say(str(error))
-            failures.append(str(error))
-            results.append({"image": str(path), "error": str(error).removeprefix(f"{path}: ")})
-            continue
-        results.append({"image": str(path), **work(number, path, image)})
-    return results, failures
+    with kept(outcome, len(paths), done, record):
+        for number, path in enumerate(paths):
+            try:
+                image = read_image(path)
+            except ImageError as error:
+                say(str(error))
+                outcome["images"].append({"image": str(path), "error": str(error).removeprefix(f"{path}: ")})
+                continue
+            outcome["images"].append({"image": str(path), **work(number, path, image)})
+    return outcome
 
 
-def finish(outcome: dict[str, Any], failures: list[str], done: str, record: Path | None) -> dict[str, Any]:
-    """Write the result to ``record``, and give it back.
+@contextmanager
+def kept(outcome: dict[str, Any], files: int, done: str, record: Path | None) -> Iterator[None]:
+    """Around work that adds to ``outcome["images"]``: however it ends, what was done is written and told.
+
+    Args:
+        outcome: the verb's result.
+        files: how many there are.
+        done: what is done with them, for messages.
+        record: where the result is written.
 
     Raises:
-        PartlyFailed: where there were failures; ``done`` says what could not be done.
+        PartlyFailed: at the end, where images have an ``error``; at once, where the work was broken off.
     """
-    if record:
-        record.write_text(json.dumps(outcome, indent=2) + "\n")
-        print(f"written to {record.parent}")
-    if failures:
-        message = f"{len(failures)} of {len(outcome['images'])} files could not be {done}; the first, {failures[0]}"
+    images = outcome["images"]
+    try:
+        try:
+            yield
+        finally:
+            if record and images:
+                record.parent.mkdir(parents=True, exist_ok=True)
+                record.write_text(json.dumps(outcome, indent=2) + "\n")
+                print(f"written to {record.parent}")
+    except (KeyboardInterrupt, OSError, UsageError) as error:
+        if not images:
+            raise
+        message = f"{sentence(error)}, after {len(images)} of {files} files"
+        raise PartlyFailed(message, outcome, exit_status(error) or FAILED) from error
+    if failures := [entry for entry in images if "error" in entry]:
+        first = f"{failures[0]['image']}: {failures[0]['error']}"
+        message = f"{len(failures)} of {len(images)} files could not be {done}; the first, {first}"
         raise PartlyFailed(message, outcome, WRONG_INPUT)
-    return outcome
 
 
 def print_verdict(name: str | Path, verdict: str, score: float, threshold: float, p_value: float, error: float) -> None:

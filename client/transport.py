@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -9,6 +10,8 @@ from typing import Any, Self
 import httpx
 
 DEFAULT_TIMEOUT_S = 30.0
+
+_KEY = re.compile(r"[!-~]+")
 
 # The service closes an idle connection after 5 s. One that is closed while a score is sent on it cannot be told from
 # one that breaks later, and the score would not be tried again; so idle connections are given up well before.
@@ -40,7 +43,7 @@ def options(url: str, api_key: str | None) -> dict[str, Any]:
     """What both kinds of httpx's clients take.
 
     Raises:
-        ValueError: not the URL of a service.
+        ValueError: not the URL of a service, or no API key; the message has none of the key.
     """
     try:
         parsed = httpx.URL(url)
@@ -50,5 +53,7 @@ def options(url: str, api_key: str | None) -> dict[str, Any]:
         raise ValueError(f"{url!r} is not the URL of a service, such as http://127.0.0.1:8000")
     headers = {"User-Agent": "plumbline-client"}
     if api_key is not None:
+        if not _KEY.fullmatch(api_key):
+            raise ValueError("the API key is empty or holds a space, a line break or another character that no key has")
         headers["Authorization"] = f"Bearer {api_key}"
     return {"base_url": parsed, "headers": headers, "limits": _LIMITS}

@@ -6,7 +6,7 @@ import getpass
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from models.artifact import ArtifactError
 
@@ -40,10 +40,9 @@ def read_activations(path: Path) -> list[Activation]:
         return _FILE.validate_json(path.read_bytes())
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{path} is damaged; move it away, then activate a version again ({str(error)[:200]})"
-        ) from error
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.errors(include_input=False)[0]["msg"]
+        raise ArtifactError(f"{path} is damaged; move it away, then activate a version again ({reason})") from error
 
 
 def rendered(activations: Sequence[Activation]) -> str:

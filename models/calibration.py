@@ -135,8 +135,7 @@ def threshold_rank(count: int, rate: float) -> int:
         ValueError: if the rate is below 1 / (n + 1) or not below 1.
     """
     # The tolerance keeps rounding from asking for one rank more where (n + 1)(1 - rate) is a whole number.
-    rank = math.ceil((count + 1) * (1 - rate) - 1e-9)
-    if rank > count or rate >= 1:
+    if not 0 < rate < 1 or (rank := math.ceil((count + 1) * (1 - rate) - 1e-9)) > count:
         raise ValueError(
             f"a false-reject rate of {rate:g} cannot be set from {count} calibration images: accepted are "
             f"{1 / (count + 1):.3g} to below 1; hold out more good images for a smaller rate"

@@ -15,9 +15,10 @@ from starlette.responses import HTMLResponse
 
 STATIC = "/static-offline-docs"
 
-# Both pages colour themselves by style attributes; ReDoc searches in a worker that it makes itself.
+# Both pages colour themselves by style attributes. By addresses that they make themselves (blob:), Swagger shows a
+# picture that was answered, and ReDoc searches in a worker.
 _POLICY = (
-    "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
     "connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 

@@ -104,8 +104,8 @@ def read_keys(path: Path) -> tuple[BearerKey | AwsKey, ...]:
         raise KeysError(f"the keys file {path} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         fault = error.errors(include_input=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise KeysError(f"{path} is no keys file: {place}: {fault['msg']}") from error
+        place = ".".join(map(str, fault["loc"])) + ": " if fault["loc"] else ""
+        raise KeysError(f"{path} is no keys file: {place}{fault['msg']}") from error
 
 
 def create_key(

@@ -9,7 +9,7 @@ from typing import Any
 from cli.folders import check_folder
 from cli.loading import load_detector, operation_in_force
 from cli.options import add_common, add_data, add_models, add_version
-from cli.progress import count_bar
+from cli.progress import count_bar, say
 
 SHOWN = (
     "image_auroc", "pixel_auroc", "image_ap", "pixel_ap", "aupro_30", "aupro_05", "image_f1_max",
@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate as the version decides now, and keep the metrics beside it as well."""
+    """Evaluate as the version decides now, and keep the metrics beside it as well, where that may be written to."""
     from models.store import ModelStore
+    from models.store_errors import StoreReadOnly
     from training.data import open_dataset
     from training.evaluation import evaluate
 
@@ -46,7 +47,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             progress=bar,
         )
     assert detector.version is not None  # it came from the store
-    ModelStore(options.models).record(options.category, detector.version, "metrics", metrics)
+    try:
+        ModelStore(options.models).record(options.category, detector.version, "metrics", metrics)
+    except StoreReadOnly as error:  # a folder that is mounted read-only, as a service has it, can be measured too
+        say(f"warning: the metrics are not kept beside the version: {error}")
     for name in SHOWN:
         value = metrics[name]
         print(f"{name:18} {'-' if value is None else f'{value:.4f}'}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.errors import UsageError
 from cli.folders import check_folder
-from cli.images import each_image, finish
+from cli.images import each_image
 from cli.loading import load_detector, operation_in_force
 from cli.options import add_common, add_models, add_version, positive_integer
 
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         UsageError: the detector's score cannot be explained.
-        PartlyFailed: after all others, where a file was no image.
+        PartlyFailed: after all others, where a file was no image; at once, where it was interrupted.
     """
     from models.explanation import DEFAULT_STEPS, NotExplainable, check_explainable, explain
     from service.rendering import render_explanation
@@ -82,11 +82,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print(summary)
         return result
 
-    results, failures = each_image(options.images, explain_image)
     outcome = {
         "category": options.category,
         "version": detector.version,
         "method": options.method,
-        "images": results,
+        "images": [],
     }
-    return finish(outcome, failures, "explained", options.out / "explanations.json")
+    return each_image(options.images, explain_image, outcome, "explained", options.out / "explanations.json")

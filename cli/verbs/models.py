@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cli import repeatability, reviewed
-from cli.errors import UsageError
+from cli.errors import FAILED, PartlyFailed, UsageError, sentence
 from cli.loading import chosen_version
 from cli.options import add_json, add_models, positive_integer
 
@@ -58,18 +58,26 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _list(options: argparse.Namespace) -> dict[str, Any]:
+    from models.artifact import ArtifactError
     from models.store import ModelStore
+    from models.store_errors import StoreError
 
     store = ModelStore(options.models)
-    found = {
-        category: {"versions": store.versions(category), "active": store.active(category)}
-        for category in store.categories()
-    }
-    for category, entry in found.items():
-        versions = " ".join(f"[{n}]" if n == entry["active"] else str(n) for n in store.versions(category))
-        print(f"{category:24} {versions}")
+    found: dict[str, dict[str, Any]] = {}
+    for category in store.categories():
+        try:
+            versions, active = store.versions(category), store.active(category)
+        except (ArtifactError, StoreError, OSError) as error:
+            found[category] = {"error": sentence(error)}
+            print(f"{category:24} {sentence(error)}")
+        else:
+            found[category] = {"versions": versions, "active": active}
+            print(f"{category:24} {' '.join(f'[{n}]' if n == active else str(n) for n in versions)}")
     if not found:
         print(f"{options.models} holds no trained category")
+    if failed := [category for category, entry in found.items() if "error" in entry]:
+        message = f"{len(failed)} of {len(found)} categories cannot be read: {', '.join(failed)}"
+        raise PartlyFailed(message, {"categories": found}, FAILED)
     return {"categories": found}
 
 

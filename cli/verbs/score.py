@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.folders import check_folder
-from cli.images import each_image, finish, print_verdict
+from cli.images import each_image, print_verdict
 from cli.loading import load_detector, operation_in_force
 from cli.options import add_common, add_models, add_version
 from cli.remote import score_remotely
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Score one image after the other.
 
     Raises:
-        PartlyFailed: after all others, where a file was no image.
+        PartlyFailed: after all others, where a file was no image; at once, where it was interrupted.
     """
     if options.out:
         check_folder("--out", options.out)
@@ -67,12 +67,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             result["heatmap"] = str(heatmap)
         return result
 
-    results, failures = each_image(options.images, score_image)
     outcome = {
         "category": options.category,
         "version": detector.version,
         "operation": operation.number,
         "threshold": point.image_threshold,
-        "images": results,
+        "images": [],
     }
-    return finish(outcome, failures, "scored", options.out / "scores.json" if options.out else None)
+    record = options.out / "scores.json" if options.out else None
+    return each_image(options.images, score_image, outcome, "scored", record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,18 @@ def test_list(run: Run, two_versions: Path) -> None:
     assert outcome.result == {"categories": {CATEGORY: {"versions": [1, 2], "active": 1}}}
     line = outcome.output.splitlines()[0]
     assert line.split() == [CATEGORY, "[1]", "2"]
+
+
+def test_a_category_that_cannot_be_read_is_listed_with_the_reason(run: Run, two_versions: Path) -> None:
+    shutil.copytree(two_versions / CATEGORY, two_versions / "damaged")
+    (two_versions / "damaged" / "active").write_text("?")
+    outcome = run("models", "list", "--models", two_versions, "--json")
+    assert outcome.status == 1
+    assert outcome.result["error"] == "1 of 2 categories cannot be read: damaged"
+    assert outcome.result["categories"][CATEGORY] == {"versions": [1, 2], "active": 1}
+    assert "activate a version again" in outcome.result["categories"]["damaged"]["error"]
+    lines = outcome.output.splitlines()
+    assert sorted(line.split()[0] for line in lines[:-1]) == ["damaged", CATEGORY]
 
 
 def test_list_of_an_empty_store(run: Run, tmp_path: Path) -> None:

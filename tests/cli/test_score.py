@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from models.images import read_image
 from models.operation import Operation
 from models.prediction import Prediction
 from models.store import ModelStore
+from models.store_errors import StoreReadOnly
+from service.rendering import render_overlay
 from tests.cli.conftest import Run
 from tests.cli.support import CATEGORY, COMPUTE, run_program
 
@@ -62,6 +66,20 @@ def test_evaluate_judges_by_the_operation_in_force(run: Run, data: Path, own_mod
     outcome = run("evaluate", CATEGORY, *arguments)
     assert outcome.status == 0, outcome.errors
     assert (outcome.result["operation"], outcome.result["operating_point"]["false_reject_rate"]) == (1, 0.5)
+
+
+def test_evaluate_a_version_in_a_folder_that_may_only_be_read(
+    run: Run, data: Path, own_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def record(*arguments: object) -> None:
+        raise StoreReadOnly("this process may not write to it")
+
+    monkeypatch.setattr(ModelStore, "record", record)
+    arguments = ("--data", data, "--models", own_models, "--out", tmp_path / "report", *COMPUTE)
+    outcome = run("evaluate", CATEGORY, *arguments)
+    assert outcome.status == 0
+    assert "image_auroc" in outcome.output
+    assert "not kept beside the version: this process may not write to it" in outcome.errors
 
 
 def test_evaluate_takes_the_categorys_own_folder_and_a_version(
@@ -149,6 +167,46 @@ def test_a_file_that_is_no_image_does_not_lose_the_others(run: Run, data: Path, 
     ):
         assert Path(entry.pop("heatmap")).read_bytes() == Path(other.pop("heatmap")).read_bytes()
         assert entry == other
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted, after 1 of 2 files"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.png"), 1, "x.png: No space left on device, after 1 of 2"),
+    ],
+    ids=["interrupted", "disk full"],
+)
+def test_what_was_scored_before_it_was_broken_off_is_told(
+    run: Run,
+    data: Path,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    status: int,
+    said: str,
+) -> None:
+    images = sorted((data / CATEGORY / "test").glob("*/000.png"))[:2]
+    before = run("score", CATEGORY, images[0], "--models", models, "--out", tmp_path / "all", "--json", *COMPUTE).result
+
+    def render(*arguments: Any, **options: Any) -> bytes:
+        if drawn:
+            raise failure
+        drawn.append(1)
+        return render_overlay(*arguments, **options)
+
+    drawn: list[int] = []
+    monkeypatch.setattr("service.rendering.render_overlay", render)
+    out = tmp_path / "scores"
+    outcome = run("score", CATEGORY, *images, "--models", models, "--out", out, "--json", *COMPUTE)
+    assert outcome.status == status
+    result = outcome.result
+    assert result.pop("error").startswith(said)
+    assert json.loads((out / "scores.json").read_text()) == result
+    [entry], [other] = result["images"], before["images"]
+    entry.pop("heatmap"), other.pop("heatmap")
+    assert result == before
 
 
 def test_images_are_read_one_after_the_other(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from client import Client, Score, Unauthorized
 from service.server import serving
 from service.settings import load_settings
 from tests.cli.conftest import Run
@@ -44,8 +45,33 @@ def test_one_that_fails_does_not_stop_the_others(run: Run, data: Path, url: str,
     assert "image_score" in second
 
 
-def test_refusals(run: Run, data: Path, url: str) -> None:
+def test_what_was_scored_before_the_key_was_refused_is_told(
+    run: Run, data: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(client: Client, category: str, image: Path) -> Score:
+        if image == second:
+            raise Unauthorized(401, "no-key", "the key was revoked", None, None)
+        return original(client, category, image)
+
+    original = Client.score
+    monkeypatch.setattr(Client, "score", score)
+    first, second = sorted((data / CATEGORY / "test").glob("*/000.png"))[:2]
+    outcome = run("score", CATEGORY, first, second, "--url", url, "--out", tmp_path / "out", "--json")
+    assert outcome.status == 2
+    result = outcome.result
+    sentence = f"{url}: the key was revoked (the key is read from PLUMBLINE_API_KEY), after 1 of 2 files"
+    assert result.pop("error") == sentence
+    assert [entry["image"] for entry in result["images"]] == [str(first)]
+    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == result
+
+
+def test_refusals(run: Run, data: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("score", CATEGORY, tmp_path, "--url", url).assert_refused(2, "no image", str(tmp_path))
     good = next((data / CATEGORY / "test" / "good").iterdir())
     run("score", "bottle", good, "--url", url).assert_refused(2, "bottle", CATEGORY)
     run("score", CATEGORY, good, "--url", "nowhere").assert_refused(2, "--url", "'nowhere'")
     run("score", CATEGORY, good, "--url", url, "--version-number", "1").assert_refused(2, "--version-number")
+    monkeypatch.setenv("PLUMBLINE_API_KEY", "plumb_key\n")
+    refused = run("score", CATEGORY, good, "--url", url)
+    refused.assert_refused(2, "PLUMBLINE_API_KEY", "line break")
+    assert "plumb_key" not in refused.errors

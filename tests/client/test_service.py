@@ -149,6 +149,13 @@ def test_no_url_of_a_service(connect: Connect, url: str) -> None:
         connect(url)
 
 
+@pytest.mark.parametrize("key", ["", "plumb_key\n", "plumb key", "plumb_kéy"])
+def test_no_api_key(connect: Connect, key: str) -> None:
+    with pytest.raises(ValueError, match="the API key") as refused:
+        connect("http://127.0.0.1:9", api_key=key)
+    assert "plumb" not in str(refused.value)
+
+
 def test_words_are_the_services() -> None:
     from client.batches import EXTENSIONS
 

@@ -149,9 +149,9 @@ def test_a_rate_next_to_one_has_the_lowest_score_as_its_threshold() -> None:
     assert ranked(50).operating_point(float(np.nextafter(1, 0))).image_threshold == 1
 
 
-@pytest.mark.parametrize("rate", [1.0, 1.5])
+@pytest.mark.parametrize("rate", [1.0, 1.5, math.nan, math.inf, -math.inf])
 def test_a_rate_that_is_none_is_refused(rate: float) -> None:
-    with pytest.raises(ValueError, match="false-reject rate"):
+    with pytest.raises(ValueError, match=f"false-reject rate of {rate:g} cannot"):
         ranked(50).operating_point(rate)
 
 

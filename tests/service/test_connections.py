@@ -155,6 +155,7 @@ def test_page_runs_its_own_scripts_only(client: httpx.Client, path: str) -> None
     for script in re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL):
         assert base64.b64encode(sha256(script.encode()).digest()).decode() in scripts[1]
     assert ("sha256-" in policy) == (path == "/docs")
+    assert re.search(r"img-src [^;]*blob:", policy)  # by which the pages show a picture that was answered
 
 
 def test_id_of_the_client_is_logged(client: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -103,7 +103,7 @@ def test_changes_at_the_same_time_are_all_kept(file: Path) -> None:
 )
 def test_file_that_is_none(file: Path, content: str, reason: str) -> None:
     file.write_text(content)
-    with pytest.raises(KeysError, match=f"is no keys file: .*{reason}"):
+    with pytest.raises(KeysError, match=f"is no keys file: (?!: ).*{reason}"):
         read_keys(file)
     with pytest.raises(KeysError, match="is no keys file"):
         create_key(file, "line-3", ())
