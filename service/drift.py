@@ -347,6 +347,9 @@ class Drift(Collector):
             "Quantiles of image scores: calibration, and of the latest inspections accepted and all.",
             labels=("category", "of", "quantile"),
         )
+        latest = GaugeMetricFamily(
+            "plumbline_latest_inspections", "How many the latest inspections are.", labels=("category",)
+        )
         rejected = GaugeMetricFamily(
             "plumbline_rejected_share", "Share of the latest inspections not accepted.", labels=("category",)
         )
@@ -362,9 +365,10 @@ class Drift(Collector):
             for of, values in monitor.quantiles().items():
                 for level, value in zip(QUANTILES, values or (), strict=False):
                     quantile.add_metric((category, of, f"{level:g}"), value)
+            latest.add_metric((category,), len(monitor.window))
             if (share := monitor.rejected_share()) is not None:
                 rejected.add_metric((category,), share)
-        yield from (state, evidence, quantile, rejected)
+        yield from (state, evidence, quantile, latest, rejected)
 
 
 def _digest(key: tuple[int, int], limit: float, *references: NDArray[Any]) -> str:

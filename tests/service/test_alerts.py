@@ -37,6 +37,31 @@ def test_prometheus_takes_the_rules() -> None:
     assert f"{len(alerts())} rules found" in done.stdout
 
 
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (apt-get install prometheus)")
+@pytest.mark.parametrize(("inspections", "fires"), [(1, False), (19, False), (20, True)])
+def test_few_parts_are_no_many_rejects(tmp_path: Path, inspections: int, fires: bool) -> None:
+    assert PROMTOOL is not None
+    known = {"plumbline_rejected_share": 1, "plumbline_latest_inspections": inspections}
+    series = [
+        {"series": f'{name}{{category="bottle",instance="i",job="plumbline"}}', "values": f"{value}x30"}
+        for name, value in known.items()
+    ]
+    labels = {"category": "bottle", "instance": "i", "job": "plumbline", "severity": "warning"}
+    summary = "bottle: 100% of the latest parts were not accepted"
+    expected = [{"exp_labels": labels, "exp_annotations": {"summary": summary}}] if fires else []
+    case = {"eval_time": "20m", "alertname": "PlumblineManyRejects", "exp_alerts": expected}
+    content = {
+        "rule_files": [str(RULES)],
+        "evaluation_interval": "1m",
+        "tests": [{"interval": "1m", "input_series": series, "alert_rule_test": [case]}],
+    }
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(content))
+    done = subprocess.run(
+        [PROMTOOL, "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_metric_is_there_with_the_labels_asked_for(client: httpx.Client) -> None:
     score = f"/v1/categories/{CATEGORY}/score"
     client.post(score, content=encode(part(0)), headers={"content-type": "image/png"})
