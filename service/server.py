@@ -21,7 +21,7 @@ from models.device import DeviceError, resolve_device
 from service.app import create_app
 from service.connections import MAX_HEAD_BYTES, bounded
 from service.inspection import Service
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, unknown_variables
 from service.telemetry import configure_logging
 
 _log = logging.getLogger("plumbline.server")
@@ -36,6 +36,8 @@ def run(settings: Settings) -> None:
     """
     listener = _listen(settings)
     configure_logging(settings.log_level)
+    if unknown := unknown_variables():
+        _log.warning("variables that are no settings", extra={"fields": {"names": unknown}})
     app = _create_app(settings, listener)
     _log.info(
         "listening",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -15,6 +16,12 @@ from models.images import DEFAULT_MAX_PIXELS
 from service.limits import Burst, PerSecond
 
 _PREFIX = "PLUMBLINE_"
+
+_OF_COMPOSE = {
+    "CERTIFICATES", "METRICS_RETENTION", "MODELS_FOLDER", "PUBLISH", "PUBLISH_GRAFANA", "PUBLISH_PROMETHEUS",
+    "PUBLISH_TLS", "SECRETS", "SITE", "TLS",
+}  # fmt: skip
+_OF_KUBERNETES = re.compile(r"SERVICE_(HOST|PORT)|PORT_\d+")  # of a service there that is called plumbline
 
 Names = Annotated[tuple[str, ...], NoDecode]
 """Several values, with commas between them."""
@@ -301,6 +308,13 @@ def load_settings(**options: Any) -> Settings:
             f"{_named('models')}: there is no folder {str(settings.models)!r}; name the one models are published to"
         )
     return settings
+
+
+def unknown_variables() -> list[str]:
+    """Variables ``PLUMBLINE_*`` of the environment that set nothing, as those do that are misspelt."""
+    names = (name.upper().removeprefix(_PREFIX) for name in os.environ if name.upper().startswith(_PREFIX))
+    known = {field.upper() for field in Settings.model_fields} | _OF_COMPOSE
+    return sorted(_PREFIX + name for name in names if name not in known and not _OF_KUBERNETES.match(name))
 
 
 def _sentence(problem: dict[str, Any]) -> str:

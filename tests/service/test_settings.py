@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 import socket
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from service.server import run
-from service.settings import SettingsError, command_line_settings, load_settings
+from service.settings import Settings, SettingsError, command_line_settings, load_settings, unknown_variables
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -24,6 +26,21 @@ def test_environment_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert load_settings(port=8002).port == 8002
     assert load_settings().log_level == "warning"
     assert load_settings().threads is None
+
+
+def test_variables_that_set_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("PLUMBLINE_"):
+            monkeypatch.delenv(name)
+    compose = (Path(__file__).parents[2] / "docker-compose.yml").read_text()
+    known = {f"PLUMBLINE_{name.upper()}" for name in Settings.model_fields}
+    of_kubernetes = {"PLUMBLINE_SERVICE_HOST", "PLUMBLINE_PORT_8000_TCP_ADDR", "plumbline_port"}
+    for name in known | of_kubernetes | set(re.findall(r"PLUMBLINE_[A-Z_]+", compose)) - {"PLUMBLINE_"}:
+        monkeypatch.setenv(name, "1")
+    assert unknown_variables() == []
+    monkeypatch.setenv("PLUMBLINE_REQUEST_TIMOUT_S", "30")
+    monkeypatch.setenv("PLUMBLINE_SERVICE_TIMEOUT_S", "30")
+    assert unknown_variables() == ["PLUMBLINE_REQUEST_TIMOUT_S", "PLUMBLINE_SERVICE_TIMEOUT_S"]
 
 
 @pytest.mark.parametrize(
