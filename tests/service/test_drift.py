@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from models.detector import Detector
 from models.operation import Operations, revised
 from models.prediction import Verdict
+from models.region_of_interest import RegionOfInterest
 from models.store import ModelStore
 from service.batch_test import BATCH, BatchTest
-from service.drift import Drift, Watch
+from service.drift import QUANTILES, Drift, Watch
 from service.drift_file import read_drift
 from service.exchangeability import NumberTest
 from service.registry import Served
@@ -175,6 +176,35 @@ def test_another_active_version_begins_anew_and_others_do_not_count(detector: De
     assert inspections.drift.monitor(CATEGORY).watches["scores"].capital.count == 0
     inspections.take(second, -1)
     assert inspections.drift.monitor(CATEGORY).watches["scores"].capital.count == 1
+
+
+def test_what_is_for_review_is_not_what_good_parts_look_like(detector: Detector, models: Path) -> None:
+    scores = np.sort(detector.calibration.image_scores)
+    assert scores[2] < scores[3]
+    own = detector.own_operation
+    point = own.operating_point.model_copy(update={"review_band": (float(scores[3]), float(scores[-1]))})
+    inspections = Inspections(detector, models)
+    inspections.active = replace(
+        inspections.active, operation=own.model_copy(update={"number": 1, "operating_point": point})
+    )
+    watch = inspections.drift.monitor(CATEGORY).watches["scores"]
+    assert watch.reference == 3
+    for score, count in ((scores[3], 0), (scores[2], 1)):
+        inspections.take(inspections.active, float(score))
+        assert watch.capital.count == count
+
+
+def test_scores_are_compared_with_the_calibrations_in_the_region_of_interest(detector: Detector, models: Path) -> None:
+    mask = np.zeros((8, 8), np.bool_)
+    mask[:, :3] = True
+    region = RegionOfInterest.of_mask(mask)
+    inspections = Inspections(detector, models)
+    operation = detector.own_operation.model_copy(update={"number": 1, "region_of_interest": region})
+    inspections.active = replace(inspections.active, operation=operation)
+    expected = detector.calibration_for(region).image_scores
+    assert (expected != detector.calibration.image_scores).any()
+    quantiles = inspections.drift.monitor(CATEGORY).quantiles()["calibration"]
+    assert quantiles == pytest.approx(np.quantile(expected, QUANTILES))
 
 
 def test_warning_passes_and_drift_does_not() -> None:
