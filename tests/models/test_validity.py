@@ -180,6 +180,18 @@ def test_an_operation_can_let_more_or_fewer_images_through() -> None:
         assert wider.verdict(score, 1.51) is Verdict.INVALID
 
 
+def test_a_frame_of_the_colour_of_good_parts_is_among_the_blank_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = []
+
+    def seen(size: int, colour: NDArray[np.float64]) -> NDArray[np.uint8]:
+        colours.append(colour)
+        return blank_frames(size, colour)
+
+    monkeypatch.setattr("training.fit.blank_frames", seen)
+    detector_of(scan_of(DensePatchConfiguration(width=4)))
+    np.testing.assert_allclose(colours, [PARTS.mean(axis=(0, 1, 2))])
+
+
 # --- the thresholds ---------------------------------------------------------------------------------------------------
 
 

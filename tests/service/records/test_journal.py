@@ -82,6 +82,18 @@ def test_a_line_that_a_crash_cut_is_passed_over(tmp_path: Path) -> None:
     assert drain(journal) == [b"whole", b"next"]
 
 
+def test_the_disk_keeps_what_was_appended_before_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(f"/proc/self/fd/{number}").readlink()))
+    journal = Journal(tmp_path, LIMIT)
+    journal.sync()
+    assert synced == []
+    journal.append(b"a")
+    journal.sync()
+    assert synced == files(tmp_path)
+    journal.close()
+
+
 def test_lines_longer_than_one_read(tmp_path: Path) -> None:
     journal = Journal(tmp_path, 2**24)
     lines = [bytes([65 + number]) * (3 * 2**20) for number in range(3)]
