@@ -24,7 +24,7 @@ from models.prediction import Verdict
 from models.region_of_interest import RegionOfInterest
 from models.store import ModelStore
 from service.batch_test import BATCH, BatchTest
-from service.drift import QUANTILES, Drift, Watch
+from service.drift import QUANTILES, Drift, Scored, Watch, _same_image
 from service.drift_file import read_drift
 from service.exchangeability import NumberTest
 from service.registry import Served
@@ -134,6 +134,12 @@ def test_an_image_asked_for_in_two_forms_counts_once(server: httpx.Client) -> No
     assert server.get(DRIFT).json()["window"] == 3
 
 
+def test_scores_that_differ_by_more_than_rounding_are_of_two_images() -> None:
+    one = Scored(1.0, Verdict.GOOD, "score")
+    assert _same_image(one, Scored(1.000005, Verdict.GOOD, "heatmap"))
+    assert not _same_image(one, Scored(1.0001, Verdict.GOOD, "heatmap"))
+
+
 def test_quantiles_are_of_the_window(serve: Serve, models: Path) -> None:
     with serve(models, drift_window=5) as client:
         scores = [send(client, part(seed)).json()["image_score"] for seed in range(700, 712)]
@@ -210,7 +216,7 @@ def test_scores_are_compared_with_the_calibrations_in_the_region_of_interest(det
 def test_warning_passes_and_drift_does_not() -> None:
     capital = SimpleNamespace(evidence=1.0)
     watch = Watch(capital, 0, 0.01)  # type: ignore[arg-type]
-    for evidence, state in ((50.0, "warning"), (1.0, "ok"), (100.0, "drift"), (0.0, "drift")):
+    for evidence, state in ((9.0, "ok"), (50.0, "warning"), (1.0, "ok"), (100.0, "drift"), (0.0, "drift")):
         capital.evidence = evidence
         watch.look(datetime.now(UTC))
         assert watch.state == state

@@ -116,6 +116,16 @@ def test_the_limit_counts_all_files_and_frees_what_was_committed(
     journal.append(b"")
 
 
+def test_before_an_image_is_taken_there_must_be_room_for_a_long_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 2 * module._LONG_LINE_BYTES)
+    journal.append(b"x" * (module._LONG_LINE_BYTES - 1))
+    journal.check()
+    journal.append(b"")
+    with pytest.raises(JournalError, match="full"):
+        journal.check()
+    journal.close()
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     journal = Journal(tmp_path, LIMIT)
     with pytest.raises(JournalInUse, match=str(tmp_path)):
