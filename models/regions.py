@@ -65,10 +65,9 @@ def _region(original: NDArray[np.float32], labels: MatLike, label: int, row: Mat
     inside = labels[top : top + height, left : left + width] == label
     values = np.where(inside, original[top : top + height, left : left + width], -np.inf)
     peak_y, peak_x = np.unravel_index(int(values.argmax()), values.shape)
-    contours, _ = cv2.findContours(
+    [contour], _ = cv2.findContours(
         inside.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top)
     )
-    contour = max(contours, key=len)
     return Region(
         box=Box(x=left, y=top, width=width, height=height),
         area=area,

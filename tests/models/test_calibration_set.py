@@ -11,6 +11,7 @@ from models.calibration import Calibration
 from models.calibration_set import CALIBRATION_FILE, CalibrationSet, calibrate
 from models.geometry import Box, ScanGeometry
 from models.heatmap import GaussianUpsampler
+from models.region_of_interest import RegionOfInterest
 from models.scan import Look
 
 GEOMETRY = ScanGeometry(image_size=64)
@@ -44,6 +45,22 @@ def test_a_calibration_set_keeps_what_its_scores_are_made_of() -> None:
     np.testing.assert_array_equal(made.scores.image_scores, expected)
     maxima = [*anomaly_maps[:2].max(axis=(1, 2)), *anomaly_maps[2:, :20].max(axis=(1, 2))]
     np.testing.assert_allclose(made.scores.map_maxima, maxima, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [None, 4.0])
+def test_in_a_region_of_interest_only_what_lies_there_calibrates(sigma: float | None) -> None:
+    contents = [WHOLE, TOP, WHOLE]
+    made = calibrate(Brightness(), GEOMETRY, inputs(3), contents)
+    mask = np.zeros((4, 4), np.bool_)
+    mask[:, :1] = True
+    region = RegionOfInterest.of_mask(mask)
+    found = made.within(region, GEOMETRY, sigma)
+    maps = GaussianUpsampler(GEOMETRY, sigma)(torch.from_numpy(made.score_maps)).numpy()
+    for number, content in enumerate(contents):
+        inside = made.score_maps[number][region.windows(GEOMETRY, content)]
+        assert found.image_scores[number] == inside.max() < made.scores.image_scores[number]
+        shown = maps[number, : content.height][region.pixels(content)]
+        assert found.map_maxima[number] == pytest.approx(shown.max(), rel=1e-6)
 
 
 def test_a_calibration_set_reads_back_to_the_last_bit(tmp_path: Path) -> None:

@@ -101,6 +101,32 @@ def test_other_modes_can_be_reduced_too(mode: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(kde(**settings).restore(tmp_path).score_samples(Q), made.score_samples(Q))
 
 
+@pytest.mark.parametrize("mode", ["exact", "neighbours"])
+def test_random_directions_are_summed_as_the_bank_has_them(mode: str) -> None:
+    X, more, Q = unit_vectors(900, 48, 0), unit_vectors(30, 48, 2), unit_vectors(20, 48, 1)
+    reduced = {"method": "random_projection", "dimension": 16}
+    made = kde(mode=mode, neighbours=900, reduction=reduced).fit(X)
+    rest = X[Survey.of(HeldEmbeddings(torch.from_numpy(X)), seed=0).rest]
+    for density, bank in ((made, rest), (made.extended(more), np.concatenate([rest, more]))):
+        assert density.reduction is not None
+        of_bank = density.reduction.of_bank(torch.from_numpy(bank)).numpy()
+        queries = density.reduction.of_queries(torch.from_numpy(Q))[0].numpy()
+        assert tuple(density.bank.vectors.shape) == of_bank.shape == (len(bank), 16)
+        expected = np.minimum(log_mean_kernel(queries, of_bank, made.gamma), 0)
+        np.testing.assert_allclose(density.score_samples(Q), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["pca", "random_projection"])
+def test_no_query_of_unit_length_is_longer_than_it_may_be(method: Any) -> None:
+    X = in_clusters(400, 24, 0, clusters=2)
+    reduction = Reduction.train(torch.from_numpy(X), ReductionConfiguration(method=method, dimension=7), seed=0)
+    kept = reduction.directions @ reduction.directions.T
+    longest = torch.nn.functional.normalize(torch.stack([-reduction.mean @ kept, kept[0], reduction.directions[:, 0]]))
+    lengths = reduction.of_queries(longest)[0].norm(dim=1)
+    assert lengths.max() <= reduction.longest * (1 + 1e-6)
+    assert lengths.max() > 0.6 * reduction.longest
+
+
 # --- weighted centres -------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +242,7 @@ def test_auto_takes_what_errs_least_where_the_bank_may_not_keep_all(centres: int
     assert (facts[TOLERATED] < compressed[TOLERATED]) == (kept == "exact")
     assert "above the tolerance of 1e-09" in made.summary()
     survey = Survey.of(HeldEmbeddings(torch.from_numpy(X)), 0)
+    assert made.samples == (208 if kept == "exact" else len(survey.rest))  # what the sum is divided by
     true = log_mean_kernel(survey.held_out.numpy(), X[survey.rest], made.gamma)
     errors = np.abs(made.score_samples(survey.held_out) - true)
     assert facts[TOLERATED] == pytest.approx(float(np.quantile(errors, 0.95)), abs=1e-5)
@@ -244,6 +271,10 @@ def test_embeddings_that_are_all_the_same_need_a_gamma_that_is_given(mode: str) 
     X = np.full((FEW + 100, 24), 24**-0.5, np.float32)
     with pytest.raises(ValueError, match=r"all the same.*set gamma"):
         kde(mode=mode).fit(X)
+    rounded = X.copy()
+    rounded[::7, ::5] = np.nextafter(X[0, 0], np.float32(1))  # as float32 rounds what is the same
+    with pytest.raises(ValueError, match=r"all the same.*set gamma"):
+        kde(mode=mode).fit(rounded)
     scores = kde(mode=mode, gamma=10.0, neighbours=FEW + 100).fit(X).score_samples(np.stack([X[0], -X[0]]))
     np.testing.assert_allclose(scores, [0, -4], rtol=0, atol=1e-5)
 
@@ -269,8 +300,12 @@ def test_an_exact_bank_has_no_more_than_it_may() -> None:
     made = kde(mode="exact", bank_megabytes=0.1).fit(X)  # 1041 of 96 bytes
     assert (len(made.bank), made.samples, made.facts()["offered"]) == (1041, 1041, 5000)
     assert "a bank of 1041 of 5000 embeddings, the 0.1 MB that bank_megabytes allows" in made.summary()
-    rows = {row.tobytes() for row in X}
-    assert {row.tobytes() for row in made.bank.vectors.numpy()} < rows
+    places = {row.tobytes(): place for place, row in enumerate(X)}
+    kept = [places[row.tobytes()] for row in made.bank.vectors.numpy()]
+    assert len(set(kept)) == 1041
+    assert np.histogram(kept, bins=5, range=(0, 5000))[0].min() > 150  # from everywhere: 208 a fifth
+    other = kde(mode="exact", bank_megabytes=0.1).fit_stream(HeldEmbeddings(torch.from_numpy(X)), seed=1)
+    assert not torch.equal(other.bank.vectors, made.bank.vectors)
     assert kde(mode="exact").fit(X).samples == 5000
 
 

@@ -23,7 +23,7 @@ from models.densities import (
     OneClassSVMConfiguration,
 )
 from models.densities.reduction import ReductionConfiguration
-from models.detector import IMAGES_PER_SCAN, Detector
+from models.detector import IMAGES_PER_SCAN, REGIONS_KEPT, Detector
 from models.device import DeviceError
 from models.encoders import (
     DensePatchConfiguration,
@@ -35,6 +35,7 @@ from models.geometry import Box, ScanGeometry
 from models.heatmap import GaussianUpsampler
 from models.images import ResizeMode, place_image
 from models.prediction import Prediction, Verdict
+from models.region_of_interest import RegionOfInterest
 from models.scan import Look, Scan, _look_at_once
 from tests.models.detectors import FINGERPRINT, SMALL, detector_of, learn, make, part, point, saved
 from tests.threads import torch_threads
@@ -154,6 +155,29 @@ def test_many_images_are_scanned_a_few_at_a_time(count: int, monkeypatch: pytest
         assert_same(detector.predict(images), alone, 0)
     assert sum(batches) == count
     assert max(batches) <= IMAGES_PER_SCAN
+
+
+def test_an_image_goes_through_the_network_once() -> None:
+    detector, passes = make(), []
+    hook = detector.scan.members[0].network.get_submodule("stem").register_forward_hook(lambda *_: passes.append(1))
+    detector.predict([part(50, 60, 60)])
+    hook.remove()
+    assert len(passes) == 1  # its scores are made of the embeddings that the summary is made of
+
+
+def test_a_scan_computes_in_float32_and_not_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    learn(SMALL)
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_of_many_regions_of_interest_a_few_calibrations_are_kept() -> None:
+    detector = detector_of(learn(SMALL))
+    regions = [RegionOfInterest.of_mask(np.arange(16).reshape(4, 4) <= number) for number in range(15)]
+    made = [detector.calibration_for(region) for region in regions]
+    assert len(detector._calibrations) <= REGIONS_KEPT + 1
+    assert detector.calibration_for(None) is detector.calibration
+    assert detector.calibration_for(regions[-1]) is made[-1]
 
 
 def test_no_images_have_no_predictions() -> None:

@@ -18,6 +18,7 @@ from models.encoders import DensePatchConfiguration, create_encoder
 from models.geometry import Box, ScanGeometry
 from models.heatmap import GaussianUpsampler
 from models.scan import Ensemble, Scan, combine
+from models.validity import LAYOUT_DIMENSION, mean_embedding
 
 CONFIGURATION = DetectorConfiguration(geometry=ScanGeometry(image_size=64), encoder=DensePatchConfiguration(width=3))
 MEMBERS = 3
@@ -63,6 +64,9 @@ def test_the_score_map_is_the_mean_of_the_members(members: list[Scan]) -> None:
     assert of_members.std(axis=0).min() > 0  # they differ
     heatmap = GaussianUpsampler(CONFIGURATION.geometry)(torch.from_numpy(score_maps))
     np.testing.assert_allclose(anomaly_maps, heatmap, rtol=0, atol=1e-6)
+    summaries = [scan.look(images).summaries for scan in members]
+    expected = [mean_embedding(summary) for summary in summaries] + [summaries[0][:, -LAYOUT_DIMENSION:]]
+    np.testing.assert_allclose(Ensemble(members).look(images).summaries, np.hstack(expected), rtol=0, atol=1e-6)
     reversed_maps, _ = Ensemble(members[::-1]).maps(images)
     np.testing.assert_allclose(reversed_maps, score_maps, rtol=0, atol=1e-6)
 

@@ -36,12 +36,21 @@ from models.encoders import (
     ResNet18PatchConfiguration,
     create_encoder,
 )
-from models.explanation import DEFAULT_STEPS, Method, NotExplainable, check_explainable, explain
+from models.explanation import (
+    DEFAULT_STEPS,
+    Method,
+    NotExplainable,
+    _member_grad_cam,
+    _PeakScore,
+    check_explainable,
+    explain,
+)
 from models.geometry import Box, ScanGeometry
 from models.heads import ROTATIONS, projection_head
 from models.heatmap import peak_window
 from models.images import place_image, read_image
 from models.inference import FLOAT32
+from models.region_of_interest import RegionOfInterest
 from models.scan import Scan, combine
 from training.data import open_dataset
 from training.fit import FitConfiguration, fit
@@ -212,6 +221,14 @@ def test_attributions_are_the_integral_of_the_gradient() -> None:
     assert float(image_score(detector, start).detach()) == pytest.approx(explanation.baseline_score, abs=1e-5)
 
 
+def test_an_image_larger_than_what_is_taken_at_once_is_explained_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = detector_of(member("stages"))
+    together = explain(detector, DEFECTIVE, steps=8)
+    monkeypatch.setattr("models.explanation.PIXELS_AT_ONCE", 1)
+    alone = explain(detector, DEFECTIVE, steps=8)
+    np.testing.assert_allclose(alone.attributions, together.attributions, rtol=0, atol=1e-6)
+
+
 # --- Grad-CAM ---------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +253,29 @@ def slow_grad_cam(detector: Detector, pixels: Tensor, layer: nn.Module, first: f
                 (1 - v) * cells[below, j] + v * cells[below, right]
             )
     return np.maximum(values, 0)
+
+
+def test_members_of_an_ensemble_lower_what_others_raise() -> None:
+    members = [member("stages", seed=seed) for seed in range(3)]
+    explanation = explain(detector_of(*members), DEFECTIVE, "grad_cam")
+    window = explanation.window.crop(DEFECTIVE)
+    each = torch.stack([_member_grad_cam(_PeakScore(members, 0, 0), one, one.pixels(window[None])) for one in members])
+    expected = each.mean(dim=0).clamp_min(0)
+    assert (each.clamp_min(0).mean(dim=0) - expected).abs().max() > 0.1 * expected.max()
+    np.testing.assert_allclose(explanation.window.crop(explanation.attributions), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_the_peak_that_is_explained_lies_in_the_region_of_interest() -> None:
+    detector = detector_of(member("stages"))
+    whole = explain(detector, DEFECTIVE, "grad_cam")
+    mask = np.zeros((2, 2), np.bool_)
+    mask[:, int(whole.window.x < 16)] = True  # the other side
+    region = RegionOfInterest.of_mask(mask)
+    operation = detector.own_operation.model_copy(update={"region_of_interest": region})
+    explanation = explain(detector, DEFECTIVE, "grad_cam", operation=operation)
+    prediction = explanation.prediction
+    peak = peak_window(prediction.score_map, detector.geometry, prediction.placement.content, region)
+    assert explanation.window == detector.geometry.window(*peak) != whole.window
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from models.geometry import Box, ScanGeometry
 from models.heatmap import GaussianUpsampler, peak_window
+from models.region_of_interest import RegionOfInterest
 
 PAPER = ScanGeometry()
 SMALL = ScanGeometry(image_size=41, patch_size=16, stride=3)  # one row and column are not scanned
@@ -132,6 +133,21 @@ def test_the_peak_is_the_maximum_over_the_windows_of_the_image(
     middle = slice(max(0, -(-(start - 9) // 3)), (start + length - 7) // 3 + 1)  # centres 7.5 + 3k, 1.5 of reach
     band = score_map[:, middle] if upright else score_map[middle]
     assert score_map[peak_window(score_map, SMALL, content)] == band.max()
+
+
+def test_the_peak_of_a_region_lies_in_it_whatever_the_sign_of_the_scores() -> None:
+    score_map = random_map(SMALL)
+    score_map -= score_map.max() + 1
+    mask = np.zeros((41, 41), np.bool_)
+    mask[20:, :9] = True
+    region, whole = RegionOfInterest.of_mask(mask), Box(x=0, y=0, width=41, height=41)
+    inside = score_map[region.windows(SMALL, whole)]
+    assert score_map[peak_window(score_map, SMALL, whole, region)] == inside.max() < score_map.max()
+
+
+def test_sigma_is_a_quarter_of_the_patch_where_nothing_is_said() -> None:
+    score_map = torch.from_numpy(random_map(SMALL))[None]
+    torch.testing.assert_close(GaussianUpsampler(SMALL)(score_map), GaussianUpsampler(SMALL, 4.0)(score_map))
 
 
 @pytest.mark.cuda

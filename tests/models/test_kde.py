@@ -102,6 +102,17 @@ def test_neighbours_mode_over_all_neighbours_is_exact() -> None:
         torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=TOLERANCE)
 
 
+def test_a_gradient_does_not_depend_on_how_many_differences_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kde = density(NEIGHBOURS, neighbours=5).fit(unit_vectors(60, 24, 0))
+    gradients: list[torch.Tensor] = []
+    for held in (2**19, 2 * 5 * 24, 1):  # all, those of two queries, and less than one query's
+        monkeypatch.setattr("models.densities.bank.DIFFERENCES", held)
+        queries = torch.from_numpy(unit_vectors(7, 24, 1)).requires_grad_()
+        gradients += torch.autograd.grad(kde.scores(queries).sum(), queries)
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=0, atol=TOLERANCE)
+
+
 def test_more_neighbours_never_lower_a_score_and_exact_is_the_highest() -> None:
     X, Q = unit_vectors(300, 24, 0), unit_vectors(50, 24, 1)
     scores = [density(NEIGHBOURS, neighbours=k, gamma=1).fit(X).score_samples(Q) for k in (1, 2, 8, 32, 128)]

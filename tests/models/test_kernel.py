@@ -74,6 +74,12 @@ def test_a_query_far_away_is_summed_in_log_space_and_moves_no_other(precision: P
     np.testing.assert_array_equal(scores[[0, 2, 3, 5]], alone[[0, 2, 3, 5]])
 
 
+def test_terms_whose_two_factors_underflow_only_together_are_summed_in_log_space() -> None:
+    """exp(2 gamma x.y) and exp(-gamma y.y) are near exp(-65) and exp(-62), each a float32; their product is none."""
+    Y, Q = 2.5 * unit_vectors(1, 24, 0).repeat(9, axis=0), -1.3 * unit_vectors(1, 24, 0)
+    np.testing.assert_allclose(log_sums(Q, Y, 10.0), oracle(Q, Y, 10.0, None), rtol=1e-5)
+
+
 @pytest.mark.parametrize("precision", HALF)
 @pytest.mark.parametrize(("dimension", "spread"), [(64, 0.3), (512, 1.0)])
 def test_half_precision_is_the_sum_of_rounded_points(precision: Precision, dimension: int, spread: float) -> None:

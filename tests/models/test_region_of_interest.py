@@ -113,10 +113,17 @@ def test_pixels_inside_reach_one_pixel_further() -> None:
     np.testing.assert_array_equal(counted, expected)
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 4), (64, 64), (16, 12)])
+@pytest.mark.parametrize(("height", "width"), [(5, 3), (3, 2), (8, 4), (13, 7), (64, 64)])
 def test_the_mask_covers_an_image_of_any_size(height: int, width: int) -> None:
-    """No pixel's centre lies between two of the mask here."""
-    mask = random_mask(1, 8, 4, 0.4)
-    rows = (2 * np.arange(height) + 1) * 8 // (2 * height)
-    columns = (2 * np.arange(width) + 1) * 4 // (2 * width)
+    """No pixel's centre lies between two of the mask: its sides are odd."""
+    mask = random_mask(1, 5, 3, 0.4)
+    rows = (2 * np.arange(height) + 1) * 5 // (2 * height)
+    columns = (2 * np.arange(width) + 1) * 3 // (2 * width)
     np.testing.assert_array_equal(RegionOfInterest.of_mask(mask).over(height, width), mask[np.ix_(rows, columns)])
+
+
+def test_what_is_shared_cannot_be_written_to() -> None:
+    region = RegionOfInterest.of_mask(np.ones((2, 2), np.bool_))
+    for shared in (region.mask, region.windows(GEOMETRY, WHOLE)):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[0, 0] = False

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from models.geometry import ScanGeometry
+from models.geometry import Box, ScanGeometry
 from models.heatmap import peak_window
 from models.images import Placement, ResizeMode
 from models.prediction import Point, Region
@@ -112,7 +112,8 @@ def test_of_too_many_regions_the_highest_peaks_are_kept() -> None:
     assert len(regions) == MAX_REGIONS
     assert [region.peak_score for region in regions] == np.sort(values, axis=None)[::-1][:MAX_REGIONS].tolist()
     for region in regions:
-        assert_region(region, {(region.peak.y, region.peak.x)}, values)
+        assert (region.area, region.box) == (1, Box(x=region.peak.x, y=region.peak.y, width=1, height=1))
+        assert values[region.peak.y, region.peak.x] == region.peak_score
 
 
 # --- in the original image ------------------------------------------------------------------------------------------

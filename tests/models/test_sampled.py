@@ -137,6 +137,22 @@ def test_the_effective_number_is_that_of_the_samples_weighted_kernels(
         np.testing.assert_array_equal(told.numpy()[apart], effective[apart] > threshold)
 
 
+def test_a_half_width_is_of_pairs_drawn_without_replacement(queries: NDArray[np.float32]) -> None:
+    bank = clusters(4801, 3)  # in runs of 9 and 10
+    [rows] = stratified_rows(torch.from_numpy(bank), [SAMPLE], 0)
+    lengths = np.diff(np.arange(SAMPLE // 2 + 1) * len(bank) // (SAMPLE // 2))
+    first, second = (np.exp(-GAMMA * squared_distances(queries, bank[one])) for one in rows)
+    total = ((first + second) * lengths / 2).sum(axis=1)
+    # Of a run of L, L times the mean of two has the variance L^2 (s^2 / 2) (1 - 2 / L), and s^2 is half the square.
+    variances = np.square(first - second) * lengths * (lengths - 2) / 4
+    variance, fourths = variances.sum(axis=1), np.square(variances).sum(axis=1)
+    relative = stats.t.ppf(0.975, variance**2 / fourths) * np.sqrt(variance) / total
+    found = estimator(bank, [SAMPLE], 0, math.inf).estimates(torch.from_numpy(queries)).half_widths.numpy()
+    told = np.isfinite(found)
+    assert told.mean() > 0.8
+    np.testing.assert_allclose(found[told], -np.log1p(-relative[told]), rtol=1e-3)
+
+
 def test_a_half_width_is_students_and_told_where_enough_embeddings_carry_the_sum() -> None:
     freedoms = torch.tensor([3.0, 30.0, 30.0, math.inf])
     effective = torch.tensor([129.0, 129.0, 127.0, 129.0])
@@ -237,6 +253,8 @@ def test_the_samples_are_stored_and_drawn_by_the_seed(bank: NDArray[np.float32],
     assert (density(seed=5, tolerance=1.0).fit(bank).score_samples(Q) != kde.score_samples(Q)).any()
     facts = json.loads(json.dumps(restored.facts()))
     assert (facts["mode"], facts["sampled"]) == ("sampled", [SAMPLE])
+    several = KernelDensity(KernelDensityConfiguration(mode="sampled", samples=SMALLEST, gamma=GAMMA)).fit(bank)
+    assert several.facts()["sampled"] == [SMALLEST, 4 * SMALLEST]  # the smallest is taken first
 
 
 def test_a_bank_that_is_no_larger_than_its_samples_is_summed_whole() -> None:
@@ -256,6 +274,11 @@ def test_a_bank_that_grows_is_sampled_anew(bank: NDArray[np.float32]) -> None:
     expected = logsumexp(-kde.gamma * squared_distances(added[:200], np.concatenate([bank, added])), axis=1)
     expected = (expected - math.log(len(bank) + len(added))) / kde.gamma
     assert (np.abs(scores.numpy() - expected) <= half_widths.numpy()).mean() > 0.85
+
+
+def test_a_sampled_score_may_be_off_by_less_than_a_compressed_one_where_nothing_is_said() -> None:
+    assert KernelDensityConfiguration(mode="sampled").tolerance == 0.005
+    assert KernelDensityConfiguration().tolerance == 0.02
 
 
 @pytest.mark.parametrize(

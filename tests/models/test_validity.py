@@ -136,6 +136,7 @@ def test_no_calibration_image_is_invalid(detector: Detector) -> None:
     values = [detector.validity.invalidity(summary) for summary in detector.calibration_set.summaries]
     assert max(values) <= 1
     assert detector.validity.calibration_images == len(HELD_OUT)
+    assert detector.validity.facts()["false_alarm_rate_at_most"] == 1 / 10
 
 
 def test_it_is_saved_with_the_artifact(detector: Detector, tmp_path: Path) -> None:
@@ -146,6 +147,11 @@ def test_it_is_saved_with_the_artifact(detector: Detector, tmp_path: Path) -> No
     ):
         assert after.invalidity == pytest.approx(before.invalidity, abs=1e-5)
     assert loaded.description()["validity"] == detector.description()["validity"] != {}
+
+
+def test_a_detector_that_is_scanned_anew_keeps_it(detector: Detector) -> None:
+    again = detector.rescanned(detector.scan, detector.calibration_set)
+    assert again.predict([other_product(1)])[0].verdict is Verdict.INVALID
 
 
 # --- without ----------------------------------------------------------------------------------------------------------
@@ -172,6 +178,18 @@ def test_an_operation_can_let_more_or_fewer_images_through() -> None:
         wider = point.model_copy(update={"invalidity_threshold": 1.5})
         assert wider.verdict(score, 1.5) is otherwise
         assert wider.verdict(score, 1.51) is Verdict.INVALID
+
+
+def test_a_frame_of_the_colour_of_good_parts_is_among_the_blank_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = []
+
+    def seen(size: int, colour: NDArray[np.float64]) -> NDArray[np.uint8]:
+        colours.append(colour)
+        return blank_frames(size, colour)
+
+    monkeypatch.setattr("training.fit.blank_frames", seen)
+    detector_of(scan_of(DensePatchConfiguration(width=4)))
+    np.testing.assert_allclose(colours, [PARTS.mean(axis=(0, 1, 2))])
 
 
 # --- the thresholds ---------------------------------------------------------------------------------------------------
@@ -204,6 +222,22 @@ def test_a_threshold_moves_two_thirds_of_the_way_to_blank_frames() -> None:
     assert far.thresholds[0] == pytest.approx(near.thresholds[0] ** (1 / 3) * to_blank ** (2 / 3), rel=1e-5)
     assert far.blank_share == 1
     assert far.invalidity(blank[0]) > 1
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_both_distances_count_in_multiples_of_what_good_images_are_apart(count: int) -> None:
+    """Where blank frames lie among the references no threshold is moved; one image alone is apart from none."""
+    references, calibration = summaries(count, 0), summaries(9, 1)
+    references[:, :5] *= 50
+    made = Validity.fit(references, calibration, references[:1])
+    parts = [np.split(one.astype(np.float64), [5], axis=1) for one in (references, calibration)]
+    apart, furthest = np.ones(2), []
+    for number, (known, new) in enumerate(zip(*parts, strict=True)):
+        if count > 1:
+            rests = [np.delete(known, row, axis=0) for row in range(count)]
+            apart[number] = max(np.linalg.norm(rest - x, axis=1).min() for x, rest in zip(known, rests, strict=True))
+        furthest.append(max(np.linalg.norm(known - x, axis=1).min() for x in new) / apart[number])
+    assert made.thresholds == pytest.approx(apart * max(furthest), rel=1e-5)
 
 
 def test_images_that_are_all_the_same_still_have_a_threshold() -> None:
@@ -249,6 +283,20 @@ def test_the_layout_hardly_depends_on_the_light_and_a_flat_frame_has_none() -> N
     flat = layout(as_pixels(np.full((SIZE, SIZE, 3), 77, np.uint8)))
     assert not flat[0, :-1].any()
     assert torch.isfinite(layout(torch.zeros(1, 3, SIZE, SIZE))).all()
+
+
+def test_an_edge_runs_in_one_direction_whichever_side_of_it_is_bright() -> None:
+    made = layout(as_pixels(other_product(0), 255 - other_product(0)))
+    torch.testing.assert_close(made[0, :-1], made[1, :-1], rtol=0, atol=1e-5)
+
+
+def test_blank_frames_are_blank_and_their_noise_stays_in_range() -> None:
+    frames = blank_frames(SIZE, np.array([90.0, 60.0, 200.0])).astype(np.int64)
+    assert len(frames) == 2 * 6
+    for plain, noisy in zip(frames[::2], frames[1::2], strict=True):
+        assert (plain == plain[0, 0]).all()
+        assert 1 < np.abs(noisy - plain).max() < 30
+    np.testing.assert_array_equal(frames[-2, 0, 0], [90, 60, 200])
 
 
 def test_distances_are_those_to_the_nearest_reference_part_by_part() -> None:

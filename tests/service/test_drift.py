@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from models.detector import Detector
 from models.operation import Operations, revised
 from models.prediction import Verdict
+from models.region_of_interest import RegionOfInterest
 from models.store import ModelStore
 from service.batch_test import BATCH, BatchTest
-from service.drift import Drift, Watch
+from service.drift import QUANTILES, Drift, Scored, Watch, _same_image
 from service.drift_file import read_drift
 from service.exchangeability import NumberTest
 from service.registry import Served
@@ -133,6 +134,12 @@ def test_an_image_asked_for_in_two_forms_counts_once(server: httpx.Client) -> No
     assert server.get(DRIFT).json()["window"] == 3
 
 
+def test_scores_that_differ_by_more_than_rounding_are_of_two_images() -> None:
+    one = Scored(1.0, Verdict.GOOD, "score")
+    assert _same_image(one, Scored(1.000005, Verdict.GOOD, "heatmap"))
+    assert not _same_image(one, Scored(1.0001, Verdict.GOOD, "heatmap"))
+
+
 def test_quantiles_are_of_the_window(serve: Serve, models: Path) -> None:
     with serve(models, drift_window=5) as client:
         scores = [send(client, part(seed)).json()["image_score"] for seed in range(700, 712)]
@@ -177,10 +184,39 @@ def test_another_active_version_begins_anew_and_others_do_not_count(detector: De
     assert inspections.drift.monitor(CATEGORY).watches["scores"].capital.count == 1
 
 
+def test_what_is_for_review_is_not_what_good_parts_look_like(detector: Detector, models: Path) -> None:
+    scores = np.sort(detector.calibration.image_scores)
+    assert scores[2] < scores[3]
+    own = detector.own_operation
+    point = own.operating_point.model_copy(update={"review_band": (float(scores[3]), float(scores[-1]))})
+    inspections = Inspections(detector, models)
+    inspections.active = replace(
+        inspections.active, operation=own.model_copy(update={"number": 1, "operating_point": point})
+    )
+    watch = inspections.drift.monitor(CATEGORY).watches["scores"]
+    assert watch.reference == 3
+    for score, count in ((scores[3], 0), (scores[2], 1)):
+        inspections.take(inspections.active, float(score))
+        assert watch.capital.count == count
+
+
+def test_scores_are_compared_with_the_calibrations_in_the_region_of_interest(detector: Detector, models: Path) -> None:
+    mask = np.zeros((8, 8), np.bool_)
+    mask[:, :3] = True
+    region = RegionOfInterest.of_mask(mask)
+    inspections = Inspections(detector, models)
+    operation = detector.own_operation.model_copy(update={"number": 1, "region_of_interest": region})
+    inspections.active = replace(inspections.active, operation=operation)
+    expected = detector.calibration_for(region).image_scores
+    assert (expected != detector.calibration.image_scores).any()
+    quantiles = inspections.drift.monitor(CATEGORY).quantiles()["calibration"]
+    assert quantiles == pytest.approx(np.quantile(expected, QUANTILES))
+
+
 def test_warning_passes_and_drift_does_not() -> None:
     capital = SimpleNamespace(evidence=1.0)
     watch = Watch(capital, 0, 0.01)  # type: ignore[arg-type]
-    for evidence, state in ((50.0, "warning"), (1.0, "ok"), (100.0, "drift"), (0.0, "drift")):
+    for evidence, state in ((9.0, "ok"), (50.0, "warning"), (1.0, "ok"), (100.0, "drift"), (0.0, "drift")):
         capital.evidence = evidence
         watch.look(datetime.now(UTC))
         assert watch.state == state

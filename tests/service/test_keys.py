@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +89,16 @@ def test_changes_at_the_same_time_are_all_kept(file: Path) -> None:
     assert {record.id for record in read_keys(file)} == made
     assert len(made) == 40
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_who_owns_the_file_does_after_root_has_changed_it(file: Path) -> None:
+    create_key(file, "line-3", ())
+    os.chown(file, 4321, 1234)
+    record, _ = create_key(file, "line-4", ())
+    revoke_key(file, record.id)
+    status = file.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (4321, 1234, 0o600)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -9,6 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.access import Access
+from service.errors import ProblemError
+from service.keyring import Keyring
 from service.keys import create_key
 from service.limits import Rate, TokenBuckets, network
 from service.security import Scope
@@ -102,6 +106,30 @@ def test_wrong_keys_of_an_address(serve: Serve, models: Path, tmp_path: Path, mo
         assert client.get("/2020-11-20/projects", headers=signed).status_code == 429
         assert [get(client, right).status_code for _ in range(3)] == [200] * 3  # others of the address go on
         assert client.get("/v1/categories").status_code == 401  # nothing was tried
+
+
+def test_two_keys_of_one_name_have_a_rate_each(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    keys = [create_key(file, "line-3", ())[1] for _ in range(2)]
+    access = Access(Keyring(file), Rate(per_second=0.001, burst=1))
+    for key in keys:
+        access.identify(key, "192.0.2.7")
+        with pytest.raises(ProblemError, match="of line-3 may make"):
+            access.identify(key, "192.0.2.7")
+
+
+def test_addresses_of_one_network_count_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.access._FAILURES", Rate(per_second=0.001, burst=1))
+    file = tmp_path / "keys.json"
+    create_key(file, "line-3", ())
+    for access, detail in (
+        (Access(Keyring(file)), "too many wrong keys"),
+        (Access(None, Rate(per_second=0.001, burst=1)), "may make"),
+    ):
+        with suppress(ProblemError):
+            access.identify("wrong", "2001:db8::1")
+        with pytest.raises(ProblemError, match=detail):
+            access.identify("wrong", "2001:db8::2:1")
 
 
 @pytest.mark.parametrize(

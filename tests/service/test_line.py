@@ -74,6 +74,9 @@ def test_a_full_batch_is_taken_as_such(detectors: tuple[Detector, Detector]) -> 
     patience = line.patience_s()
     assert patience is not None
     assert 0 < patience <= 3600
+    works[4].queued_at -= 3000
+    line.add(image(detectors[0]))
+    assert (line.patience_s() or 0) <= 600  # that of the oldest
 
 
 def test_an_image_waits_for_others_but_delays_nobody(detectors: tuple[Detector, Detector]) -> None:

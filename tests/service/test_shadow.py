@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from models.detector import Detector
+from models.operation import Operations
 from models.store import ModelStore
 from tests.service.conftest import Serve
 from tests.service.support import (
@@ -53,11 +54,11 @@ def test_the_shadow_is_compared(serve: Serve, store: ModelStore, detectors: list
         assert [one["version"] for one in response.json()["versions"] if one["shadow"]] == [2]
         assert store.shadow(CATEGORY) == 2
         assert client.get(PLATE).json()["shadow"] == 2
-        answers = [score(client, image, part=f"p{n}") for n, image in enumerate((GOOD, DEFECTIVE))]
+        answers = [score(client, image, part=f"p{n}") for n, image in enumerate((part(101), DEFECTIVE))]
         assert [answer["version"] for answer in answers] == [1, 1]
         wait_until(lambda: scored(client) == 2)
         score(client, GOOD, version=3)  # not the active version: there is nothing to compare
-        shadows = [detectors[1].predict([image])[0] for image in (GOOD, DEFECTIVE)]
+        shadows = [detectors[1].predict([image])[0] for image in (part(101), DEFECTIVE)]
         for answer, shadow in zip(answers, shadows, strict=True):
             labels = {"verdict": shadow.verdict.value, "answered": answer["verdict"]}
             assert metric(client, "plumbline_shadow_verdicts_total", **labels) >= 1
@@ -67,6 +68,9 @@ def test_the_shadow_is_compared(serve: Serve, store: ModelStore, detectors: list
         told = metric(client, "plumbline_shadow_score_difference_sum", version="2")
         assert told == pytest.approx(difference, rel=1e-4)
         assert metric(client, "plumbline_shadow_p_value_difference_count", version="2") == 2
+        higher = [shadow.p_value > answer["p_value"] for shadow, answer in zip(shadows, answers, strict=True)]
+        not_above_0 = metric(client, "plumbline_shadow_p_value_difference_bucket", version="2", le="0.0")
+        assert (higher, not_above_0) == ([True, False], 1)
         assert client.delete(f"{PLATE}/shadow").status_code == 200
         assert store.shadow(CATEGORY) is None
         score(client, GOOD)
@@ -82,6 +86,17 @@ def test_the_shadow_is_compared(serve: Serve, store: ModelStore, detectors: list
         assert row["version"] == 2
         assert row["image_score"] == pytest.approx(shadow.image_score, rel=1e-5)
         assert row["verdict"] == shadow.verdict
+
+
+def test_a_shadow_decides_by_its_own_operation(serve: Serve, store: ModelStore) -> None:
+    detector = Detector.load(store.folder(CATEGORY, 2), "cpu")
+    point = detector.operating_point.model_copy(update={"image_threshold": -99.0})
+    Operations(store).record(detector, lambda before: before.model_copy(update={"operating_point": point}))
+    store.set_shadow(CATEGORY, 2)
+    with serve(store.root) as client:
+        assert score(client, GOOD)["verdict"] == "good"
+        wait_until(lambda: scored(client) == 1)
+        assert metric(client, "plumbline_shadow_verdicts_total", verdict="defective", answered="good") == 1
 
 
 def test_a_shadow_holds_on_to_no_image(serve: Serve, store: ModelStore) -> None:

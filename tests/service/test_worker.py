@@ -16,7 +16,7 @@ from models.detector import Detector
 from models.scan import Scan
 from service.line import DeadlineUnmet, Image, Line, Released
 from service.pace import Pace
-from service.worker import DeviceOutOfMemory, Worker, WorkerUnavailable
+from service.worker import DeviceOutOfMemory, Worker, WorkerUnavailable, _failure
 from tests.service.support import make_detector, part, wait_until
 from tests.threads import torch_threads
 
@@ -205,6 +205,49 @@ def test_stopping_answers_everyone(own_detector: Detector) -> None:
     asyncio.run(main())
 
 
+def queued(detector: Detector, begun_s_ago: float | None = None) -> Image:
+    """An image whose scan usually takes 10 s."""
+    pace = Pace()
+    pace.note(10)
+    image = Image(pace, detector, np.zeros((1, 1, 3), np.uint8), soon())
+    image.begun_at = None if begun_s_ago is None else time.monotonic() - begun_s_ago
+    return image
+
+
+def test_how_long_what_runs_and_what_waits_should_take(own_detector: Detector) -> None:
+    worker = make_worker()
+    for begun_s_ago, rest_s in ((None, 10), (4, 6), (40, 0)):  # what is late is not owed to those who wait
+        worker._running = [queued(own_detector, begun_s_ago)]
+        assert worker.wait_s() == pytest.approx(1.2 * rest_s, abs=0.5)
+    worker._line.add(queued(own_detector))
+    assert worker.wait_s() == pytest.approx(1.2 * 10, abs=0.5)
+
+
+@pytest.mark.parametrize(("begun_s_ago", "hangs"), [(90, False), (130, True)])
+def test_two_images_in_one_pass_may_take_twice_as_long(
+    own_detector: Detector, monkeypatch: pytest.MonkeyPatch, begun_s_ago: float, hangs: bool
+) -> None:
+    worker = make_worker(hang_s=60)
+    worker._ended, worker._thread = None, threading.current_thread()
+    worker._running = [queued(own_detector, begun_s_ago) for _ in range(2)]
+    assert "the worker hangs" in (worker.unavailable() or "")  # each by itself
+    in_one_pass(monkeypatch)
+    assert (worker.unavailable() is not None) == hangs
+
+
+def test_the_first_reason_of_an_end_is_told() -> None:
+    worker = make_worker()
+    worker._ended = None
+    worker._end("the worker died of something")
+    worker._end("the service is stopping")
+    assert worker.unavailable() == "the worker died of something"
+
+
+def test_a_batch_has_failed_where_no_image_of_it_could_be_scanned() -> None:
+    assert _failure(["a", None]) is _failure([None, "a"]) is None
+    assert _failure(["a", "b"]) == "b"
+
+
 def test_never_started() -> None:
     assert "started" in (make_worker().unavailable() or "")
 
@@ -261,14 +304,19 @@ def test_a_batch_that_does_not_fit_is_scanned_image_by_image(
     own_detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_one_pass(monkeypatch)
-    device = patched(
-        monkeypatch, lambda images: torch.OutOfMemoryError("CUDA out of memory.") if len(images) > 1 else None
-    )
+    begun: list[int] = []
 
     async def main() -> None:
         async with running() as worker:
+
+            def fault(images: NDArray[np.uint8]) -> BaseException | None:
+                begun.append(len(worker._begun()))
+                return torch.OutOfMemoryError("CUDA out of memory.") if len(images) > 1 else None
+
+            device = patched(monkeypatch, fault)
             results = await scan_together(worker, own_detector, placed(own_detector, 3))
             assert device.sizes == [3, 1, 1, 1]
+            assert begun == [3, 1, 1, 1]  # each counts as running from when it is scanned by itself
             assert all(result.value[0].shape == (57, 57) for result in results)
             assert worker.failure() is None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import combinations
 
 import pytest
 import torch
+from kornia.color import rgb_to_hsv
 from torch import Tensor, nn
 
 from models.geometry import ScanGeometry
@@ -122,6 +124,26 @@ def test_crops_are_squares_of_any_side_from_half_to_all() -> None:
         assert (start > -1e-3).all()
         assert (start < room + 1e-3).all()
         assert (start / room)[room > 1].mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_views_show_half_of_a_side_or_more_and_those_of_moco_a_fifth_of_the_area() -> None:
+    ramp = torch.linspace(0, 1, 2 * PATCH).expand(3, 2 * PATCH, -1).expand(1000, -1, -1, -1)
+    torch.manual_seed(0)
+    for make, least in ((view_augmentation, 0.5), (moco_augmentation, math.sqrt(0.2 * 3 / 4))):
+        crop = next(make(PATCH).children())
+        shown = crop(ramp)[:, 0, 0, [0, -1]].diff(dim=1).abs()  # of the width
+        assert float(shown.min()) == pytest.approx(least, abs=0.05)
+        assert float(shown.max()) == pytest.approx(1, abs=0.05)
+
+
+def test_the_hue_of_a_view_is_turned_as_far_as_the_authors_turn_it() -> None:
+    """By up to 0.4 of its circle, evenly; for four in five of MoCo's views by up to 0.1."""
+    red = torch.tensor([0.6, 0.4, 0.4])[:, None, None].expand(2000, 3, 4, 4)
+    torch.manual_seed(0)
+    for make, place, of_nine_tenths in ((view_augmentation, 2, 0.36), (moco_augmentation, 1, 0.0875)):
+        jitter = list(make(PATCH).children())[place]
+        hue = rgb_to_hsv(jitter(red))[:, 0, 0, 0] / (2 * math.pi)
+        assert float(torch.minimum(hue, 1 - hue).quantile(0.9)) == pytest.approx(of_nine_tenths, rel=0.06)
 
 
 def test_the_views_of_moco_have_their_own_probabilities() -> None:

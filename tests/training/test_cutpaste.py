@@ -199,6 +199,33 @@ def test_content_of_half_opacity_lets_half_of_the_crop_through() -> None:
     torch.testing.assert_close(half, (opaque + crops) / 2)
 
 
+def test_content_is_turned_by_any_angle_from_anywhere_in_its_crop() -> None:
+    """Crops that brighten to the right: content brightens to every side, and comes from dark and bright alike."""
+    side = 3 * SIDE
+    crops = torch.linspace(0, 1, side).expand(60, 3, side, side)
+    shapes = {"patch_side": (1.0, 1.0), "task": "binary"}
+    pasted, _ = paste(make_cutpaste(side, jitter=0.0, hue=0.0, visible=0.0, **shapes), crops)
+    change, values = changed_pixels(pasted, crops), pasted[:, 0]
+    across, down = values.diff(dim=2), values.diff(dim=1)
+    inside = change[:, 1:, 1:] & change[:, :-1, 1:] & change[:, 1:, :-1]
+    step = 1 / (side - 1)
+    angles = torch.atan2(down[:, :, 1:][inside], across[:, 1:][inside])
+    smooth = torch.hypot(down[:, :, 1:][inside], across[:, 1:][inside]).sub(step).abs() < 0.01 * step
+    assert torch.histc(angles[smooth], 8, -math.pi, math.pi).min() > 0.02 * int(smooth.sum())
+    assert torch.histc(values[change], 4, 0, 1).min() > 0.1 * int(change.sum())
+
+
+def test_small_patches_are_as_many_as_large_ones() -> None:
+    """Sides are drawn evenly in their logarithm: half of them below the geometric mean."""
+    torch.manual_seed(0)
+    side, count = 3 * SIDE, 150
+    task = make_cutpaste(side, patch_side=(0.1, 0.9), jitter=0.0, hue=0.0)
+    mask, _ = task._foreign(torch.zeros(count, 3, side, side), torch.full((count, 1, 1), PATCH))
+    cut_off = mask[:, 0].any(1) | mask[:, -1].any(1) | mask[:, :, 0].any(1) | mask[:, :, -1].any(1)
+    areas = mask[~cut_off].sum(dim=(1, 2))
+    assert float((areas < 0.09 * SIDE**2).float().mean()) == pytest.approx(0.5, abs=0.14)
+
+
 def test_the_seed_decides_what_is_pasted() -> None:
     task, crops = make_cutpaste(2 * SIDE), random_crops(8, 2 * SIDE)
     first, labels = paste(task, crops, seed=1)
@@ -305,3 +332,7 @@ def test_crops_are_jittered_before_anything_is_pasted() -> None:
     assert not torch.equal(views, crops)
     pasted, _ = task.paste(views)
     assert torch.equal(encoder.seen, pasted)
+
+
+def test_faint_pastes_are_among_the_usual_ones() -> None:
+    assert CutPasteConfiguration().opacity == (0.15, 1.0)

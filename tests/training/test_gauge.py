@@ -134,6 +134,24 @@ def test_the_interval_of_the_repeatability_holds_it_as_often_as_it_says() -> Non
     assert abs(held / 400 - 0.9) < 0.06
 
 
+def test_an_interaction_is_pooled_exactly_where_its_p_value_is_above_a_twentieth() -> None:
+    parts, operators = [name for name in "abcd" for _ in range(6)], list("xxyyzz" * 4)
+    seen = set()
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        values = np.repeat(0.7 * random.normal(size=12), 2) + random.normal(size=24)
+        study = gauge_study(values.tolist(), parts, operators)
+        [p_value] = [one.p_value for one in study.sources if one.name == "interaction"]
+        assert p_value is not None
+        assert study.pooled == (p_value > 0.05)
+        seen.add((p_value > 0.05, p_value > 0.25))
+    assert len(seen) == 3  # below, above, and above by little
+
+
+def test_a_gauge_that_tells_no_part_from_another_tells_one_category() -> None:
+    assert gauge_study([1, 2, 1, 2, 1, 2], list("aabbcc")).distinct_categories == 1
+
+
 def test_a_gauge_that_repeats_itself_exactly() -> None:
     study = gauge_study([1, 1, 2, 2, 4, 4], list("aabbcc"))
     assert deviations(study)["GRR"] == pytest.approx(0, abs=1e-12)

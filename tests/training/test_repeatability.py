@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from scipy.stats import binom
 
 from training.data import DataError
 from training.repeatability import agreement, find_shots, read_inspections
@@ -32,8 +33,10 @@ def test_verdicts_that_agree_and_parts_that_do_not() -> None:
     assert agreement(list("aabb"), ["good", "defective"] * 2).kappa == pytest.approx(-1)
     found = agreement(list("aaabbc"), ["good", "good", "review", "good", "good", "defective"])
     assert (found.parts, found.flipped, found.undecided) == (2, 1, {"a": {"good": 2, "review": 1}})
-    low, high = found.flipped_interval
-    assert 0 < low < 0.5 < high < 1
+    low, high = found.flipped_interval  # of a binomial with 2 draws, of which 1 came or more, or 1 or fewer
+    assert (binom.sf(0, 2, low), binom.cdf(1, 2, high)) == pytest.approx((0.05, 0.05))
+    assert agreement(list("aabb"), ["good"] * 4).flipped_interval == pytest.approx((0, 1 - 0.05**0.5))
+    assert agreement(list("aabb"), ["good", "review"] * 2).flipped_interval == pytest.approx((0.05**0.5, 1))
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -81,7 +84,7 @@ def test_inspections_of_one_version_count_each_image_once(tmp_path: Path) -> Non
     path.write_text(
         HEAD
         + "tile,2,0,p1,aa,0.5,0.9,good,left\n"
-        + "tile,2,0,p1,aa,0.5,0.9,good,left\n"  # its heatmap
+        + "tile,2,0,p1,aa,0.5,0.9,good,right\n"  # its heatmap, for somebody else
         + "tile,2,0,p1,bb,0.6,0.9,good,right\n"
         + "tile,2,0,,cc,0.7,0.9,good,left\n"
         + "tile,1,0,p1,dd,0.7,0.9,good,left\n"
@@ -94,7 +97,7 @@ def test_inspections_of_one_version_count_each_image_once(tmp_path: Path) -> Non
         ("p1", None, 0.6),
     ]
     shots, _ = read_inspections(path, "tile", 2, "caller")
-    assert {shot.operator for shot in shots} == {"left", "right"}
+    assert sorted((shot.image_score, shot.operator) for shot in shots) == [(0.5, "left"), (0.6, "right")]
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ def test_the_log_and_the_reports_tell_the_same(tmp_path: Path) -> None:
     assert {report.steps for report in reports} == {STEPS}
     assert all(report.images_per_second > 0 and 0 <= report.accuracy <= 1 for report in reports)
     assert reports[0].seconds_left > reports[-1].seconds_left == 0
+    left = (STEPS - 5) * make_configuration().batch_size  # images
+    assert reports[0].images_per_second * reports[0].seconds_left == pytest.approx(left)
 
 
 def test_a_line_of_the_log_is_the_mean_since_the_last(tmp_path: Path) -> None:

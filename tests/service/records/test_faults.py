@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 from service import inspection
+from service.records.database import DatabaseUnavailable
+from service.records.journal import Journal
+from service.records.writer import Writer
 from tests.service.conftest import Serve
 from tests.service.records.conftest import Recording
 from tests.service.records.postgresql import PostgreSQL
@@ -196,3 +200,19 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+def test_what_waits_for_a_database_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise DatabaseUnavailable("it is down")
+
+    database: Any = SimpleNamespace(migrate=fail)
+    journal, synced = Journal(tmp_path / "journal", 2**20), threading.Event()
+    monkeypatch.setattr(journal, "sync", synced.set)
+    writer = Writer(
+        journal, database, migrated=False, set_aside=tmp_path / "aside", keep_days=None, failed=lambda: None
+    )
+    writer.start()
+    assert synced.wait(60)
+    writer.stop()
+    journal.close()

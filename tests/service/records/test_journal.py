@@ -82,6 +82,18 @@ def test_a_line_that_a_crash_cut_is_passed_over(tmp_path: Path) -> None:
     assert drain(journal) == [b"whole", b"next"]
 
 
+def test_the_disk_keeps_what_was_appended_before_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(f"/proc/self/fd/{number}").readlink()))
+    journal = Journal(tmp_path, LIMIT)
+    journal.sync()
+    assert synced == []
+    journal.append(b"a")
+    journal.sync()
+    assert synced == files(tmp_path)
+    journal.close()
+
+
 def test_lines_longer_than_one_read(tmp_path: Path) -> None:
     journal = Journal(tmp_path, 2**24)
     lines = [bytes([65 + number]) * (3 * 2**20) for number in range(3)]
@@ -102,6 +114,16 @@ def test_the_limit_counts_all_files_and_frees_what_was_committed(
     assert journal.size == sum(path.stat().st_size for path in files(tmp_path)) == 100
     assert len(drain(journal)) == 10
     journal.append(b"")
+
+
+def test_before_an_image_is_taken_there_must_be_room_for_a_long_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 2 * module._LONG_LINE_BYTES)
+    journal.append(b"x" * (module._LONG_LINE_BYTES - 1))
+    journal.check()
+    journal.append(b"")
+    with pytest.raises(JournalError, match="full"):
+        journal.check()
+    journal.close()
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +117,24 @@ def test_old_days_and_half_written_files_go(serve: Serve, models: Path, records:
     assert sorted(path.name for path in (records / "pictures").iterdir()) == [young.name, "notes"]
     assert sorted(path.name for path in notes.iterdir()) == ["x.png", "y.png.new"]
     assert [path.name for path in young.iterdir()] == ["x.png"]
+
+
+def test_a_picture_is_kept_for_so_many_days_and_goes_with_its_heatmap(models: Path, records: Path) -> None:
+    pictures = Pictures(records, load_settings(models=models, keep_days=7, keep_bytes=500), Telemetry())
+    last, before, today = (
+        records / (datetime.now(UTC).date() - timedelta(days=days)).isoformat() for days in (7, 8, 0)
+    )
+    for folder in (last, before, today):
+        folder.mkdir()
+    (last / "a.png").write_bytes(b"x" * 100)
+    (last / "a.heatmap.png").write_bytes(b"x" * 10)
+    (today / "b.png").write_bytes(b"x" * 300)
+    pictures._sweep()
+    assert sorted(path.name for path in records.rglob("*.png")) == ["a.heatmap.png", "a.png", "b.png"]
+    assert not before.exists()
+    (today / "c.png").write_bytes(b"x" * 150)
+    pictures._sweep()  # 560 bytes; without the oldest image alone they would be few enough
+    assert sorted(path.name for path in records.rglob("*.png")) == ["b.png", "c.png"]
 
 
 def test_where_little_is_free_no_picture_is_kept(serve: Serve, models: Path, records: Path) -> None:

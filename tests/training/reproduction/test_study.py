@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -265,11 +266,17 @@ def test_fewer_test_images_are_the_same_ones_every_time(fashion: Path) -> None:
     first, second = protocol.test_images(), protocol.test_images()
     assert len(first.labels) == 20 < 10 * TEST
     np.testing.assert_array_equal(first.images, second.images)
+    assert (first.labels != protocol.split.test.labels[:20]).any()  # which may be all of one class
 
 
-def test_cells_come_back_as_they_were_kept(fashion: Path, tmp_path: Path) -> None:
+def test_cells_come_back_as_they_were_kept_on_the_disk(
+    fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = make_study(fashion, tmp_path)
     cell = Cell(Trial("0", "rotation", 7), "kernel_density", {"auroc": 100 / 3}, 5, 6, 7.5, "cuda:1")
     with study.opened():
+        synced: list[Path] = []
+        monkeypatch.setattr(os, "fsync", lambda number: synced.append(Path(f"/proc/self/fd/{number}").readlink()))
         study.add(cell)
+    assert synced == [study.folder / CELLS]
     assert study.cells() == [cell]
