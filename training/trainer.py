@@ -205,8 +205,8 @@ class Trainer:
             raise TrainingError(f"{path} is damaged and cannot be resumed; remove it to start afresh") from error
         if different := differences(identity, self._identity):
             raise TrainingSettingsError(
-                f"{path} is a checkpoint of a run with other settings or images; resume with the same ones, or start "
-                f"afresh without resuming: {different}"
+                f"{path} is a checkpoint of a run with other settings or images; resume with the same ones, or "
+                f"discard it (plumbline train --restart): {different}"
             )
         self.encoder.load_state_dict(state["encoder"])
         self.task.load_state_dict(state["task"])
