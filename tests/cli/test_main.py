@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from benchmarks.kde import TooFew
 from cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, UsageError, exit_status, sentence
 from cli.main import VERBS
 from models.artifact import ArtifactError
 from models.device import DeviceError
+from models.encoders.pretrained_patch import WeightsError
+from models.export import ExportError
 from models.images import UnreadableImage
 from models.store_errors import UnknownCategory
 from service.settings import SettingsError
@@ -203,7 +206,10 @@ def test_cuda_where_there_is_none_is_refused(
         (SettingsError("x"), WRONG_INPUT),
         (DeviceError("x"), WRONG_INPUT),
         (SyntheticError("x"), WRONG_INPUT),
+        (WeightsError("x"), WRONG_INPUT),
+        (TooFew("x"), WRONG_INPUT),
         (ArtifactError("x"), FAILED),
+        (ExportError("x"), FAILED),
         (TrainingError("x"), FAILED),
         (TrainingSettingsError("x"), WRONG_INPUT),
         (PermissionError(13, "Permission denied", "/x"), FAILED),

@@ -65,6 +65,15 @@ def test_rollback_passes_over_versions_that_are_gone(tmp_path: Path) -> None:
     assert back(store) == 1
 
 
+def test_a_version_activated_again_by_number_is_a_step_forward_and_never_its_own_step_back(tmp_path: Path) -> None:
+    store = store_of(tmp_path, 3)
+    store.activate(CATEGORY, 1)
+    assert store.previous(CATEGORY) == 3
+    for version in (2, 3):
+        shutil.rmtree(store.folder(CATEGORY, version))
+    assert store.previous(CATEGORY) is None
+
+
 @given(st.lists(st.integers(1, 4), max_size=20))
 def test_rollback_undoes_activations(sequence: list[int]) -> None:
     """Against a list of what was active; rolling back is 4."""

@@ -256,8 +256,12 @@ def test_resnet18_patch_is_the_papers_network() -> None:
     backbone = encoder.backbone
     for stage in (backbone.maxpool, backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         stage.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    given: list[Tensor] = []
+    backbone.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    images = random_images(1, PATCH)
     with torch.inference_mode():
-        encoder(random_images(1, PATCH))
+        encoder(images)
+    assert torch.equal(given[0], images * 2 - 1)
     # The CIFAR stem keeps the full resolution: a 3x3 convolution at stride 1 and no max-pool.
     assert shapes == [
         (64, PATCH, PATCH),
