@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from benchmarks.kde import TooFew
 from cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, UsageError, exit_status, sentence
@@ -232,6 +232,7 @@ def test_exit_status(error: BaseException, status: int | None) -> None:
 def test_what_the_system_refuses_is_told_with_its_file_and_without_a_number() -> None:
     assert sentence(PermissionError(13, "Permission denied", "/x/y")) == "/x/y: Permission denied"
     assert sentence(OSError("the archive is another")) == "the archive is another"
+    assert sentence(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
 
 
 def test_a_serving_image_says_what_it_lacks() -> None:
@@ -254,6 +255,17 @@ def test_a_wrong_value_is_named_in_one_line() -> None:
     assert "\n" not in line
     assert "inner.width is 'wide': " in line
     assert "; name is 3: " in line
+
+
+def test_what_would_follow_from_a_wrong_value_is_not_told_as_another() -> None:
+    class Settings(BaseModel):
+        width: int
+        depth: int = Field(default_factory=lambda data: data["width"])
+
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"width": "wide"})
+    assert caught.value.error_count() == 2
+    assert "depth" not in sentence(caught.value)
 
 
 def test_a_defect_of_the_program_keeps_its_traceback(run: Run, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
