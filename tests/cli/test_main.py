@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from benchmarks.kde import TooFew
 from cli.errors import FAILED, INTERRUPTED, WRONG_INPUT, UsageError, exit_status, sentence
 from cli.main import VERBS
 from models.artifact import ArtifactError
 from models.device import DeviceError
+from models.encoders.pretrained_patch import WeightsError
+from models.export import ExportError
 from models.images import UnreadableImage
 from models.store_errors import UnknownCategory
 from service.settings import SettingsError
@@ -203,7 +206,10 @@ def test_cuda_where_there_is_none_is_refused(
         (SettingsError("x"), WRONG_INPUT),
         (DeviceError("x"), WRONG_INPUT),
         (SyntheticError("x"), WRONG_INPUT),
+        (WeightsError("x"), WRONG_INPUT),
+        (TooFew("x"), WRONG_INPUT),
         (ArtifactError("x"), FAILED),
+        (ExportError("x"), FAILED),
         (TrainingError("x"), FAILED),
         (TrainingSettingsError("x"), WRONG_INPUT),
         (PermissionError(13, "Permission denied", "/x"), FAILED),
@@ -226,6 +232,7 @@ def test_exit_status(error: BaseException, status: int | None) -> None:
 def test_what_the_system_refuses_is_told_with_its_file_and_without_a_number() -> None:
     assert sentence(PermissionError(13, "Permission denied", "/x/y")) == "/x/y: Permission denied"
     assert sentence(OSError("the archive is another")) == "the archive is another"
+    assert sentence(OSError(28, "No space left on device")) == "[Errno 28] No space left on device"
 
 
 def test_a_serving_image_says_what_it_lacks() -> None:
@@ -248,6 +255,17 @@ def test_a_wrong_value_is_named_in_one_line() -> None:
     assert "\n" not in line
     assert "inner.width is 'wide': " in line
     assert "; name is 3: " in line
+
+
+def test_what_would_follow_from_a_wrong_value_is_not_told_as_another() -> None:
+    class Settings(BaseModel):
+        width: int
+        depth: int = Field(default_factory=lambda data: data["width"])
+
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"width": "wide"})
+    assert caught.value.error_count() == 2
+    assert "depth" not in sentence(caught.value)
 
 
 def test_a_defect_of_the_program_keeps_its_traceback(run: Run, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from models.operation import Operation, Operations, revised
 from models.region_of_interest import RegionOfInterest
 from models.scan import Ensemble, Look, Scan, by_plan
 from models.store import ModelStore
+from models.timing import Timing
 from models.tuning import Measured, fastest
 from tests.cli.conftest import Run
 from tests.cli.support import COMPUTE, run_main
@@ -187,6 +188,15 @@ def test_a_plan_whose_large_batch_does_not_fit_fails_before_any_is_timed(monkeyp
     lines, tried, failed = tuning.measure(make(SMALL), [FLOAT32, BFLOAT16], (1, 12), 1)
     assert [line.plan for line in lines] == list(tried) == [FLOAT32]
     assert failed == {"bfloat16 torch": "CUDA out of memory."}
+
+
+def test_the_time_of_a_batch_is_told_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        tuning, "_timings", lambda tried, images, rounds: {FLOAT32.name: Timing((len(images), 2 * len(images)))}
+    )
+    [line], _, _ = tuning.measure(make(SMALL), [FLOAT32], (1, 4), 2)
+    assert line.milliseconds == {1: 1500, 4: 1500}
+    assert line.spread == {1: (1250, 1750), 4: (1250, 1750)}
 
 
 def test_without_float32_there_is_nothing_to_compare_with(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -63,6 +65,15 @@ def test_rollback_passes_over_versions_that_are_gone(tmp_path: Path) -> None:
     store = store_of(tmp_path, 3)
     shutil.rmtree(store.folder(CATEGORY, 2))
     assert back(store) == 1
+
+
+def test_a_version_activated_again_by_number_is_a_step_forward_and_never_its_own_step_back(tmp_path: Path) -> None:
+    store = store_of(tmp_path, 3)
+    store.activate(CATEGORY, 1)
+    assert store.previous(CATEGORY) == 3
+    for version in (2, 3):
+        shutil.rmtree(store.folder(CATEGORY, version))
+    assert store.previous(CATEGORY) is None
 
 
 @given(st.lists(st.integers(1, 4), max_size=20))
@@ -139,6 +150,15 @@ def test_shadow(tmp_path: Path) -> None:
         store.shadow(CATEGORY)
 
 
+def test_that_a_shadow_was_taken_away_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_of(tmp_path, 1)
+    store.set_shadow(CATEGORY, 1)
+    flushed: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    store.set_shadow(CATEGORY, None)
+    assert flushed == [tmp_path / CATEGORY]
+
+
 def test_a_stamp_changes_with_the_files(tmp_path: Path) -> None:
     store = store_of(tmp_path, 2)
     first, second = store.stamp(CATEGORY, 1), store.stamp(CATEGORY, 2)
@@ -154,6 +174,46 @@ def test_a_stamp_changes_with_the_files(tmp_path: Path) -> None:
     assert len({first, gone, store.stamp(CATEGORY, 1)}) == 3
     with pytest.raises(UnknownVersion):
         store.stamp(CATEGORY, 3)
+
+
+def test_a_stamp_changes_with_the_size_the_place_or_the_time_of_a_file_alone(tmp_path: Path) -> None:
+    store = store_of(tmp_path, 1)
+    file = store.folder(CATEGORY, 1) / "encoder.safetensors"
+    content, time = file.read_bytes(), file.stat().st_mtime_ns
+    stamps = {store.stamp(CATEGORY, 1)}
+    file.chmod(0o666)
+    file.write_bytes(content + b"x")
+    os.utime(file, ns=(time, time))
+    stamps.add(store.stamp(CATEGORY, 1))
+    other = tmp_path / "other"
+    other.write_bytes(content)
+    os.utime(other, ns=(time, time))
+    other.replace(file)
+    stamps.add(store.stamp(CATEGORY, 1))
+    os.utime(file, ns=(time, time + 1))
+    stamps.add(store.stamp(CATEGORY, 1))
+    assert len(stamps) == 4
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_lock_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    store = store_of(tmp_path, 2)
+
+    def refused(path: Path, *arguments: int) -> NoReturn:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(StoreReadOnly, match="may not write to"):
+        store.activate(CATEGORY, 1)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "models", 2)
+    (tmp_path / "models" / CATEGORY / ".lock").unlink()
+    (tmp_path / "models" / CATEGORY / ".lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        store.activate(CATEGORY, 1)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_store_that_is_mounted_read_only(tmp_path: Path) -> None:

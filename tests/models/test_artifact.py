@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -150,6 +151,16 @@ def test_damage_to_a_file_is_named(tmp_path: Path, name: str, damage: Callable[[
     damage(folder / name)
     with pytest.raises(ArtifactError, match=rf"\({problem}: '{name}'\)"):
         verify(folder)
+
+
+def test_a_file_that_the_disk_does_not_give_back_is_altered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*arguments: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    write_artifact(tmp_path, {"encoder.safetensors": b""})
+    monkeypatch.setattr(hashlib, "file_digest", unreadable)
+    with pytest.raises(ArtifactError, match=r"\(altered: 'encoder.safetensors'\)"):
+        verify(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, empty, extend, Path.unlink])

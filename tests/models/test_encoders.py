@@ -20,6 +20,7 @@ from models.encoders import (
     create_encoder,
     encode_per_window,
     extract_windows,
+    resnet18_patch,
 )
 from models.geometry import ScanGeometry
 
@@ -256,8 +257,12 @@ def test_resnet18_patch_is_the_papers_network() -> None:
     backbone = encoder.backbone
     for stage in (backbone.maxpool, backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         stage.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    given: list[Tensor] = []
+    backbone.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    images = random_images(1, PATCH)
     with torch.inference_mode():
-        encoder(random_images(1, PATCH))
+        encoder(images)
+    assert torch.equal(given[0], images * 2 - 1)
     # The CIFAR stem keeps the full resolution: a 3x3 convolution at stride 1 and no max-pool.
     assert shapes == [
         (64, PATCH, PATCH),
@@ -275,6 +280,19 @@ def test_resnet18_patch_is_the_papers_network() -> None:
         expected += convolution(channels, out_channels, 3) + 3 * convolution(out_channels, out_channels, 3)
         expected += convolution(channels, out_channels, 1)  # the shortcut
     assert sum(parameter.numel() for parameter in encoder.parameters()) == expected == 11_168_832
+
+
+def test_resnet18_patch_bounds_what_it_scans_at_once_and_not_what_batch_norm_learns_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resnet18_patch, "WINDOWS_PER_BATCH", 2)
+    encoder, counts = build(ResNet18PatchConfiguration), list[int]()
+    assert isinstance(encoder, ResNet18Patch)
+    encoder.backbone.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    with torch.inference_mode():
+        encoder.eval().features(random_images(3, PATCH))
+        encoder.train().features(random_images(3, PATCH))
+    assert counts == [2, 1, 3]
 
 
 def test_resnet18_patch_takes_any_geometry() -> None:

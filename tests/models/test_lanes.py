@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -63,6 +67,42 @@ def test_one_thread_or_one_item_needs_no_other_thread(threads: int, count: int) 
     here = threading.get_ident()
     with torch_threads(threads):
         assert side_by_side(lambda _: threading.get_ident(), range(count)) == count * [here]
+
+
+def test_idle_lanes_hold_nothing() -> None:
+    class Thing:
+        pass
+
+    things = [Thing(), Thing()]
+    known = [weakref.ref(thing) for thing in things]
+    assert side_by_side(lambda _: None, things) == [None, None]
+    del things
+    deadline = time.monotonic() + 60
+    while any(one() is not None for one in known):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+FORKED = """
+import os
+import torch
+from models.lanes import side_by_side
+
+torch.set_num_threads(2)
+side_by_side(abs, [-1, -2])
+if (process := os.fork()) == 0:
+    os._exit(side_by_side(abs, [-1, -2]) != [1, 2])
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+"""
+
+
+def test_a_forked_process_has_lanes_of_its_own() -> None:
+    with subprocess.Popen([sys.executable, "-c", FORKED], start_new_session=True) as process:
+        try:
+            assert process.wait(60) == 0
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 # Two lanes have work until they are interrupted, and some more then; two more items wait.

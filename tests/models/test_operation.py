@@ -24,7 +24,7 @@ from tests.models.detectors import SMALL, make, part
 
 CATEGORY = "plate"
 DEFECT = Box(x=84, y=12, width=24, height=24)  # of 120 x 90 pixels: top right
-LETTERBOX = SMALL.model_copy(update={"resize": "letterbox"})
+LETTERBOX = SMALL.model_copy(update={"resize": "letterbox", "sigma": 5.0})
 both = pytest.mark.parametrize("configuration", [SMALL, LETTERBOX], ids=["squash", "letterbox"])
 
 
@@ -177,8 +177,16 @@ def test_the_last_operation_is_in_force_and_none_is_ever_changed(store: ModelSto
     assert third.region_of_interest == half(left=True)
     assert operations.history(CATEGORY, 1) == [first, second, third]
     assert operations.in_force(loaded(store)) == third
+    assert operations.latest_number(CATEGORY, 1) == 3
     assert (first.author, first.note) == ("ann", "louder")
     assert first.created <= second.created <= datetime.now(UTC)
+
+
+def test_new_thresholds_leave_the_invalidity_threshold_in_force() -> None:
+    detector = make()
+    point = detector.operating_point.model_copy(update={"invalidity_threshold": 1.5})
+    before = detector.own_operation.model_copy(update={"operating_point": point})
+    assert revised(detector, before, author="ann", rate=0.5).operating_point.invalidity_threshold == 1.5
 
 
 def test_going_back_is_a_new_operation_that_names_the_old_one(store: ModelStore) -> None:

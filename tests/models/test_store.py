@@ -8,6 +8,7 @@ import shutil
 import stat
 import string
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -277,6 +278,25 @@ def test_a_root_that_does_not_exist(tmp_path: Path) -> None:
             request()
     assert not root.exists()
     assert store.publish(CATEGORY, write) == 1
+
+
+def test_a_pointer_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    store.publish(CATEGORY, write)
+    (tmp_path / CATEGORY / "active").unlink()
+    os.mkfifo(tmp_path / CATEGORY / "active")
+    problems: list[ArtifactError] = []
+
+    def read() -> None:
+        try:
+            store.active(CATEGORY)
+        except ArtifactError as error:
+            problems.append(error)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(10)
+    assert [str(error).count("should hold a version's number") for error in problems] == [1]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from models.artifact import MANIFEST, ArtifactError, verify
 from models.store import ModelStore
+from models.store_category import CategoryFolder
 from models.store_errors import RecordExists
 from tests.models.support import CATEGORY, FILES, close, write
 
@@ -234,6 +235,26 @@ def test_a_publisher_waits_for_the_one_before_it_dead_or_alive(tmp_path: Path, d
     assert ModelStore(tmp_path).active(CATEGORY) == (1 if dies else 2)
 
 
+WRITERS: dict[str, Callable[[ModelStore], object]] = {
+    "activate": lambda store: store.activate(CATEGORY, 1),
+    "shadow": lambda store: store.set_shadow(CATEGORY, 1),
+    "record": lambda store: store.record(CATEGORY, 1, "metrics", {}),
+}
+
+
+@pytest.mark.parametrize("write_one", WRITERS.values(), ids=WRITERS)
+def test_whoever_writes_waits_for_the_one_before(tmp_path: Path, write_one: Callable[[ModelStore], object]) -> None:
+    store = ModelStore(tmp_path)
+    store.publish(CATEGORY, write)
+    writer = threading.Thread(target=write_one, args=(store,))
+    with CategoryFolder(tmp_path, CATEGORY).lock():
+        writer.start()
+        writer.join(0.2)
+        assert writer.is_alive()
+    writer.join(60)
+    assert not writer.is_alive()
+
+
 def test_records_of_a_new_version_are_there_as_soon_as_it_is(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     rename = Path.rename
@@ -257,6 +278,14 @@ def test_a_version_that_is_not_published_leaves_no_records(tmp_path: Path) -> No
         store.publish(CATEGORY, lambda folder, version: close(folder, version + 1), records={"metrics": {}})
     with pytest.raises(ValueError, match="not JSON"):
         store.publish(CATEGORY, write, records={"metrics": {"auroc": float("nan")}})
+
+    def refused(path: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(target))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", refused)
+        with pytest.raises(PermissionError):
+            store.publish(CATEGORY, write, records={"metrics": {}})
     assert store.publish(CATEGORY, write) == 1
     assert store.records(CATEGORY, 1) == {}
 

@@ -151,6 +151,38 @@ def test_no_failure_keeps_a_service_from_later_changes(
     assert any("can't start new thread" in str(getattr(entry, "fields", "")) for entry in caplog.records)
 
 
+def test_a_failure_is_told_once_and_again_when_it_comes_back(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_key(file, "line-3", ())
+    keyring, outcomes = Keyring(file), ["damaged", "damaged", "gone", "", "gone"]
+
+    def refresh() -> None:
+        if outcomes and (reason := outcomes.pop(0)):
+            raise KeysError(reason)
+
+    monkeypatch.setattr("service.keyring._REFRESH_S", 0.001)
+    monkeypatch.setattr(keyring, "_refresh", refresh)
+
+    async def follow() -> None:
+        async with keyring.followed(), asyncio.timeout(60):
+            while outcomes or len(caplog.records) < 3:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(follow())
+    assert [getattr(record, "fields", {})["reason"] for record in caplog.records] == ["damaged", "gone", "gone"]
+
+
+def test_a_change_that_leaves_the_size_is_taken_up(file: Path) -> None:
+    _, key = create_key(file, "line-3", ())
+    keyring, before = Keyring(file), file.stat()
+    file.write_text(file.read_text().replace("line-3", "line-4"))
+    os.utime(file, ns=(0, before.st_mtime_ns + 1))
+    keyring._refresh()
+    assert (found := keyring.find(key)) is not None
+    assert found.name == "line-4"
+
+
 def fail_first(function: Callable[[], None]) -> Callable[[], None]:
     failures = [RuntimeError("can't start new thread")]
 

@@ -164,7 +164,16 @@ class TestSealing:
         assert Keyring(file, seal).secret(record.access_key_id) == (record, secret)
         assert Keyring(file, seal).secret(record.id) is None
         assert Keyring(file, seal).find(secret) is None
+        assert Keyring(file, seal).find(f"plumb_{record.id}_{64 * '0'}") is None
         assert len(read_keys(file)) == 2
+
+    def test_a_key_made_later_is_taken_up(self, file: Path) -> None:
+        seal = Seal(new_secret_key(), "here")
+        create_key(file, "line-3", ())
+        keyring = Keyring(file, seal)
+        record, secret = create_aws_key(file, "old line", (Scope.SCORE,), seal)
+        keyring._refresh()
+        assert keyring.secret(record.access_key_id) == (record, secret)
 
     def test_other_or_no_secret_key(self, file: Path) -> None:
         create_aws_key(file, "old line", (), Seal(new_secret_key(), "here"))
