@@ -36,13 +36,13 @@ def run(settings: Settings) -> None:
     """
     listener = _listen(settings)
     configure_logging(settings.log_level)
-    if unknown := unknown_variables():
-        _log.warning("variables that are no settings", extra={"fields": {"names": unknown}})
     app = _create_app(settings, listener)
     _log.info(
         "listening",
         extra={"fields": {"url": _url(settings.host, listener), "callers": "keys" if settings.keys else "anonymous"}},
     )
+    if unknown := unknown_variables():
+        _log.warning("variables that are no settings", extra={"fields": {"names": unknown}})
     with _imports_not_collected(), suppress(KeyboardInterrupt):  # uvicorn raises SIGINT again once it has stopped
         _Server(app).run(sockets=[listener])
 

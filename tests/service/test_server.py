@@ -33,7 +33,8 @@ from tests.signals import called_again
 SCORE = "/v1/categories/{category}/score"
 
 
-def test_process_serves_logs_json_and_stops(models: Path, tmp_path: Path) -> None:
+def test_process_serves_logs_json_and_stops(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUMBLINE_REQUEST_TIMOUT_S", "5")  # misspelt
     file, data = tmp_path / "log", encode(part(0))
     with process(models, file, drain_s=0) as (service, url):
         response = httpx.post(f"{url}{SCORE.format(category=CATEGORY)}", files={"image": data}, timeout=60)
@@ -46,6 +47,7 @@ def test_process_serves_logs_json_and_stops(models: Path, tmp_path: Path) -> Non
     log = file.read_text()
     lines = [json.loads(line) for line in log.splitlines()]
     assert lines[0]["url"] == url
+    assert "PLUMBLINE_REQUEST_TIMOUT_S" in lines[1]["names"]
     requests = {line["id"]: line for line in lines if line["message"] == "request"}
     scored = requests[response.json()["id"]]
     assert scored["path"] == SCORE.format(category=CATEGORY)

@@ -152,7 +152,8 @@ def test_what_differs_from_the_run_that_is_to_be_resumed_is_named(tmp_path: Path
     with pytest.raises(TrainingSettingsError) as error:
         make_trainer(tmp_path, steps=STEPS + 1, pretext=pretext).resume()
     assert str(error.value).endswith(
-        "without resuming: training.pretext.jitter is 0.3 there and 0.123 now; training.steps is 12 there and 13 now"
+        "(plumbline train --restart): training.pretext.jitter is 0.3 there and 0.123 now; "
+        "training.steps is 12 there and 13 now"
     )
 
 
